@@ -1,0 +1,32 @@
+"""KD losses: tensors in, tensors out.
+
+A loss is a choice of nodes (`nodes`) and of classes (`classes`); the functions named
+after papers are cells of that grid, and any other cell is
+
+    reduce_nodes(<classes>_kl(student at the nodes, ...), valid, reduction)
+"""
+
+from espnet_kd.losses.classes import collapsed_kl, full_kl, topk_kl
+from espnet_kd.losses.ensemble import ensemble_logits
+from espnet_kd.losses.essence import essence_kd, topk_targets
+from espnet_kd.losses.lattice import collapsed_lattice_kd, full_lattice_kd
+from espnet_kd.losses.nodes import gather_path, path_mask, reduce_nodes
+from espnet_kd.losses.path import path_kd
+from espnet_kd.losses.sequence import error_weights, posterior_weights
+
+__all__ = [
+    "collapsed_kl",
+    "collapsed_lattice_kd",
+    "ensemble_logits",
+    "error_weights",
+    "essence_kd",
+    "full_kl",
+    "full_lattice_kd",
+    "gather_path",
+    "path_kd",
+    "path_mask",
+    "posterior_weights",
+    "reduce_nodes",
+    "topk_kl",
+    "topk_targets",
+]

@@ -1,0 +1,164 @@
+"""At what resolution student and teacher are compared: KL of a node, by classes.
+
+    full            all V classes
+    collapsed       {some classes, rest}, e.g. {label, blank, rest} of a lattice node
+    top-k           K stored classes, renormalised, or with one tail class
+
+Each function takes (..., V) logits of the student at any nodes and gives one KL value
+a node, (...), so that any choice of nodes (`nodes`) goes with any choice of classes. KL
+is sum_k q_k (log q_k - log p_k) from the teacher q to the student p. The teacher is
+detached. Where a temperature divides logits the KL is multiplied by its square, which
+keeps the size of the gradient (Hinton 2015). Everything is float32, or float64 where
+the student is.
+"""
+
+import torch
+from torch import Tensor
+
+from espnet_kd.lattice.nodes import LOG_ZERO, check_same_shape, upcast
+
+TAILS = ("renormalize", "bucket")
+
+
+def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(q || p) over the last dimension; 0 log 0 = 0, and finite for any p.
+
+    Args:
+        log_q: (..., K) log-probabilities of the teacher, -inf allowed; detached.
+        log_p: (..., K) log-probabilities of the student.
+    """
+    log_q = log_q.detach().clamp(min=LOG_ZERO)
+    return (log_q.exp() * (log_q - log_p.clamp(min=LOG_ZERO))).sum(-1)
+
+
+def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-softmax of ``logits / temperature``.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} is not positive")
+    logits = upcast(logits)
+    if temperature != 1:
+        logits = logits / temperature
+    return logits.log_softmax(-1)
+
+
+def collapse(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """Keep some classes and sum all others into one, in log space.
+
+    The rest is a sum over the other classes: 1 - sum of the kept ones would lose it to
+    rounding exactly where a peaky model makes it small.
+
+    Args:
+        log_probs: (..., V).
+        ids: (..., K) classes to keep; a class named twice is left out of the rest once.
+
+    Returns:
+        (..., K+1), the rest last; about `LOG_ZERO` where no class is left.
+    """
+    rest = log_probs.scatter(-1, ids, LOG_ZERO).logsumexp(-1, keepdim=True)
+    return torch.cat([log_probs.gather(-1, ids), rest], dim=-1)
+
+
+def full_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL over all classes, times temperature**2. (..., V) logits twice -> (...)."""
+    check_same_shape("teacher", teacher, "student", student)
+    loss = kl(soften(teacher.detach(), temperature), soften(student, temperature))
+    return loss * temperature**2
+
+
+def collapsed_kl(
+    student: Tensor,
+    teacher: Tensor,
+    ids: Tensor,
+    present: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """KL over {kept classes, rest}, times temperature**2 (Panchapagesan 2020).
+
+    Args:
+        student: (..., V) logits.
+        teacher: (..., V) logits.
+        ids: (..., K) kept classes.
+        present: (..., K) bool, kept classes that count. One that does not must repeat
+            another id of its node.
+        temperature: divides both logits.
+
+    Returns:
+        (...).
+    """
+    check_same_shape("teacher", teacher, "student", student)
+
+    def classes(logits: Tensor) -> Tensor:
+        log_probs = collapse(soften(logits, temperature), ids)
+        if present is None:
+            return log_probs
+        absent = torch.nn.functional.pad(~present, (0, 1))
+        return log_probs.masked_fill(absent, LOG_ZERO)
+
+    return kl(classes(teacher.detach()), classes(student)) * temperature**2
+
+
+def _log_complement(log_mass: Tensor) -> Tensor:
+    """log(1 - exp(x)); -inf where rounding took the mass x to one or above."""
+    x = log_mass.clamp(max=0)
+    near_one = x > -0.693
+    return torch.where(near_one, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+
+
+def topk_kl(
+    student: Tensor,
+    topk_log_probs: Tensor,
+    topk_ids: Tensor,
+    tail: str = "renormalize",
+    temperature: float = 1.0,
+) -> Tensor:
+    """KL from stored top-k targets to the student's softmax over all V classes.
+
+    "renormalize" (Z. Yang 2019) divides the K probabilities by their sum, so that the
+    teacher says nothing of other classes and the student is taught to leave them.
+    "bucket" adds one class for all others on both sides; the teacher's mass there is
+    what the K leave of 1.
+
+    Args:
+        student: (..., V) logits.
+        topk_log_probs: (..., K); -inf entries have no effect under "renormalize", and
+            are classes of no mass under "bucket".
+        topk_ids: (..., K) distinct classes.
+        tail: "renormalize" or "bucket".
+        temperature: divides the student's logits only, the targets carry their own; the
+            loss is multiplied by its square.
+
+    Returns:
+        (...).
+
+    Raises:
+        ValueError: an unknown ``tail``, or shapes that do not fit.
+    """
+    if tail not in TAILS:
+        raise ValueError(f"tail: {tail!r} is not one of {TAILS}")
+    check_same_shape("topk_ids", topk_ids, "topk_log_probs", topk_log_probs)
+    if topk_ids.shape[:-1] != student.shape[:-1] or not topk_ids.shape[-1]:
+        raise ValueError(
+            f"topk_ids: shape {tuple(topk_ids.shape)} does not fit student logits of "
+            f"shape {tuple(student.shape)}, expected (..., K) beside (..., V)"
+        )
+    if topk_ids.shape[-1] > student.shape[-1]:
+        raise ValueError(
+            f"topk_ids: {topk_ids.shape[-1]} classes a node, the student has "
+            f"{student.shape[-1]}"
+        )
+    ids = topk_ids.long()
+    log_p = soften(student, temperature)
+    log_q = upcast(topk_log_probs.detach())
+    log_mass = log_q.logsumexp(-1, keepdim=True).clamp(min=LOG_ZERO)
+    if tail == "renormalize" or ids.shape[-1] == student.shape[-1]:
+        loss = kl(log_q - log_mass, log_p.gather(-1, ids))
+    else:
+        # rounding (fp16 storage, say) may have taken the sum above one
+        log_q = log_q - log_mass.clamp(min=0)
+        log_q = torch.cat([log_q, _log_complement(log_mass)], dim=-1)
+        loss = kl(log_q, collapse(log_p, ids))
+    return loss * temperature**2

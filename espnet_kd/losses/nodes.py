@@ -1,0 +1,103 @@
+"""Where student and teacher are compared: choosing nodes, and summing over them.
+
+A loss is three lines: which nodes count (a mask), the KL of each (`classes`), the
+reduction. What does not count is zeroed before the KL, so that padding, whatever stands
+in it, meets neither value nor gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from espnet_kd.lattice.nodes import check_lengths, length_mask, mask_nodes
+
+REDUCTIONS = ("batch", "node", "none")
+
+
+def reduce_nodes(losses: Tensor, valid: Tensor, reduction: str = "batch") -> Tensor:
+    """Sum node losses.
+
+    Args:
+        losses: (B, ...) one value a node.
+        valid: (B, ...) bool, nodes that count.
+        reduction: "batch" sum over nodes / B, "node" mean over the valid nodes of the
+            batch (0 where there is none), "none" (B,) sums over nodes.
+
+    Raises:
+        ValueError: the reduction is unknown.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: {reduction!r} is not one of {REDUCTIONS}")
+    sums = losses.masked_fill(~valid, 0).flatten(1).sum(1)
+    if reduction == "none":
+        return sums
+    if reduction == "node":
+        return sums.sum() / valid.sum().clamp(min=1)
+    return sums.sum() / len(sums)
+
+
+def check_path(path: Tensor, batch: int) -> None:
+    """ValueError unless ``path`` is (B, N, 2)."""
+    if path.dim() != 3 or path.shape[0] != batch or path.shape[2] != 2:
+        raise ValueError(
+            f"path: shape {tuple(path.shape)}, expected (B, N, 2) = ({batch}, N, 2)"
+        )
+
+
+def path_mask(
+    path: Tensor,
+    path_lengths: Tensor,
+    *,
+    shift: int = 0,
+    student_lengths: Tensor | None = None,
+) -> Tensor:
+    """Nodes of a path that count once the student is read ``shift`` frames later.
+
+    Args:
+        path: (B, N, 2) int64 (t, u).
+        path_lengths: (B,) nodes, at most N.
+        shift: in encoder frames.
+        student_lengths: (B,) frames of the student; None drops no node at the end.
+
+    Returns:
+        (B, N) bool: inside the path, and 0 <= t + shift < student_lengths.
+    """
+    path_lengths = check_lengths("path_lengths", path_lengths, *path.shape[:2])
+    valid = length_mask(path_lengths.to(path.device), path.shape[1])
+    t = path[..., 0] + shift
+    valid = valid & (t >= 0)
+    if student_lengths is not None:
+        valid = valid & (t < student_lengths.to(path.device).unsqueeze(1))
+    return valid
+
+
+def gather_path(
+    logits: Tensor, path: Tensor, shift: int = 0, *, valid: Tensor | None = None
+) -> Tensor:
+    """Read a lattice at (t + shift, u) for each node (t, u) of a path.
+
+    Args:
+        logits: (B, T, U+1, V).
+        path: (B, N, 2) int64 (t, u).
+        shift: in encoder frames.
+        valid: (B, N) bool, nodes to read. None: those that lie inside the lattice.
+
+    Returns:
+        (B, N, V), zero at nodes that were not read.
+
+    Raises:
+        ValueError: a node to be read lies outside the lattice.
+    """
+    batch, frames, rows, _ = logits.shape
+    check_path(path, batch)
+    t, u = (path.long() + path.new_tensor([shift, 0])).unbind(-1)
+    inside = (t >= 0) & (t < frames) & (u >= 0) & (u < rows)
+    if valid is None:
+        valid = inside
+    elif (valid & ~inside).any():
+        raise ValueError(
+            f"path: has nodes outside a lattice of {frames} frames and {rows} rows: "
+            "was it made from other audio or another token list?"
+        )
+    utterance = torch.arange(batch, device=path.device).unsqueeze(1)
+    read = logits[utterance, t.masked_fill(~valid, 0), u.masked_fill(~valid, 0)]
+    return mask_nodes(read, valid)
