@@ -1,0 +1,438 @@
+"""Naive float64 references for the losses and the lattice algebra of espnet_kd.
+
+Everything here is a plain loop over one node, one frame or one alignment, written from
+the formulas of the papers and independent of the code under test: neither espnet_kd nor
+torch is imported. Notation: z logits, T temperature, p = softmax(z / T) the student,
+q the teacher. A lattice has T frames and U labels; an *exit* is one way to leave a node.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+BLANK, LABEL = 0, 1  # the two exits of a node, in the order of occupancy's last axis
+Exit = tuple[int, int, int]  # (t, u, BLANK or LABEL)
+
+
+# ---------------------------------------------------------------- distributions
+
+
+def logsumexp(values: Sequence[float]) -> float:
+    """log sum exp, with log 0 = -inf for the empty sum."""
+    top = max(values, default=-math.inf)
+    if top == -math.inf:
+        return -math.inf
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """log softmax(z / T) of one vector of logits."""
+    scaled = [float(value) / temperature for value in logits]
+    norm = logsumexp(scaled)
+    return np.array([value - norm for value in scaled])
+
+
+def grouped_kl(logits, groups, log_q, temperature: float = 1.0) -> float:
+    """T^2 sum_g q_g (log q_g - log p_g), where p_g sums p over the classes of group g.
+
+    Singletons give the plain KL; {y}, {blank}, {others} give equation D.1 of
+    Panchapagesan et al. 2020. The mass of a group is a sum of its own classes, never
+    "1 - the others", so it is exact however small it is. 0 log 0 = 0.
+    """
+    log_p = log_softmax(logits, temperature)
+    value = 0.0
+    for group, log_mass in zip(groups, log_q):
+        if log_mass > -math.inf:
+            value += math.exp(log_mass) * (log_mass - logsumexp(log_p[group]))
+    return temperature**2 * value
+
+
+def grouped_kl_grad(logits, groups, log_q, temperature: float = 1.0) -> np.ndarray:
+    """Gradient of `grouped_kl`: T sum_g q_g (p_k - [k in g] p_k / p_g).
+
+    With groups that cover all the classes and T = 1 this is p_k (1 - q_c / p_c).
+    """
+    log_p = log_softmax(logits, temperature)
+    grad = np.zeros(len(log_p))
+    for group, log_mass in zip(groups, log_q):
+        if log_mass > -math.inf:
+            q = math.exp(log_mass)
+            grad += q * np.exp(log_p)
+            grad[group] -= q * np.exp(log_p[group] - logsumexp(log_p[group]))
+    return temperature * grad
+
+
+def group_masses(logits, groups, temperature: float = 1.0) -> list[float]:
+    """log of the probability that softmax(z / T) gives to each group."""
+    log_p = log_softmax(logits, temperature)
+    return [logsumexp(log_p[group]) for group in groups]
+
+
+# ------------------------------------------------------- nodes and their reduction
+
+
+class Node(NamedTuple):
+    """One compared node: where the student is read, its loss, d loss / d logits."""
+
+    where: tuple[int, ...]  # (b, t, u) in a lattice, (b, frame) in a sequence
+    value: float
+    grad: np.ndarray  # (V,)
+
+
+def reduced(nodes: list[Node], batch: int, reduction: str) -> float | np.ndarray:
+    """batch: sum / B; node: mean over the nodes; none: (B,) sums (DESIGN section 4)."""
+    sums = np.zeros(batch)
+    for node in nodes:
+        sums[node.where[0]] += node.value
+    if reduction == "none":
+        return sums
+    return sums.sum() / {"batch": batch, "node": max(len(nodes), 1)}[reduction]
+
+
+def reduced_grad(nodes, shape, reduction: str, upstream: np.ndarray | None = None):
+    """Gradient of `reduced` for student logits of `shape`; zero away from the nodes.
+
+    `upstream` (B,) weighs the utterances of reduction "none".
+    """
+    grad = np.zeros(shape)
+    for node in nodes:
+        weight = {
+            "none": 1.0 if upstream is None else upstream[node.where[0]],
+            "batch": 1.0 / shape[0],
+            "node": 1.0 / len(nodes),
+        }[reduction]
+        grad[node.where] += weight * node.grad
+    return grad
+
+
+def central_difference(function: Callable, x: np.ndarray, step: float = 1e-5):
+    """(f(x + h) - f(x - h)) / 2h for every element of x (float64)."""
+    grad = np.zeros_like(x)
+    for where in np.ndindex(*x.shape):
+        values = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[where] += sign * step
+            values.append(function(moved))
+        grad[where] = (values[0] - values[1]) / (2 * step)
+    return grad
+
+
+# ------------------------------------------------------------------------- losses
+
+
+def collapsed_groups(size: int, label: int | None, blank: int) -> list[list[int]]:
+    """{y_{u+1}}, {blank}, {rest} (papers D.1); {blank}, {rest} in the row u = U."""
+    named = [blank] if label is None else [label, blank]
+    return [[c] for c in named] + [[c for c in range(size) if c not in named]]
+
+
+def full_groups(size: int, label: int | None = None, blank: int = 0):
+    """Every class for itself."""
+    return [[c] for c in range(size)]
+
+
+def lattice_kd(
+    student,
+    teacher,
+    labels,
+    logit_lengths,
+    label_lengths,
+    groups_of,
+    blank,
+    temperature,
+) -> list[Node]:
+    """sum_{t,u} KL(teacher || student) over all nodes t < T_b, u <= U_b (papers D.1).
+
+    `groups_of` is `collapsed_groups` or `full_groups`.
+    """
+    nodes = []
+    for b in range(student.shape[0]):
+        for t in range(logit_lengths[b]):
+            for u in range(label_lengths[b] + 1):
+                label = int(labels[b, u]) if u < label_lengths[b] else None
+                groups = groups_of(student.shape[-1], label, blank)
+                log_q = group_masses(teacher[b, t, u], groups, temperature)
+                args = (student[b, t, u], groups, log_q, temperature)
+                where = (b, t, u)
+                nodes.append(Node(where, grouped_kl(*args), grouped_kl_grad(*args)))
+    return nodes
+
+
+def path_kd(
+    student, teacher, path, path_lengths, shift, student_lengths, temperature
+) -> list[Node]:
+    """sum_{(t,u) in path} KL(teacher(t, u) || student(t + shift, u)) (papers B.1).
+
+    Nodes whose t + shift falls outside the student's frames are dropped.
+    """
+    nodes = []
+    groups = full_groups(student.shape[-1])
+    for b in range(student.shape[0]):
+        frames = student.shape[1] if student_lengths is None else student_lengths[b]
+        for t, u in path[b, : path_lengths[b]]:
+            if 0 <= t + shift < frames:
+                where = (b, int(t + shift), int(u))
+                log_q = log_softmax(teacher[b, t, u], temperature)
+                args = (student[where], groups, log_q, temperature)
+                nodes.append(Node(where, grouped_kl(*args), grouped_kl_grad(*args)))
+    return nodes
+
+
+def essence_kd(student, log_probs, ids, lengths, tail, temperature) -> list[Node]:
+    """sum_l sum_{i in S} q_i (log q_i - log p_i), S the K kept classes (papers C.1).
+
+    renormalize: q_i = pT_i / sum_S pT, the student's softmax stays over all classes.
+    bucket: S and one more class that holds all the others on both sides (papers C.4).
+    """
+    nodes = []
+    size = student.shape[-1]
+    for b in range(student.shape[0]):
+        for frame in range(lengths[b]):
+            kept = [int(c) for c in ids[b, frame]]
+            groups = [[c] for c in kept]
+            log_q = [float(value) for value in log_probs[b, frame]]
+            if tail == "renormalize":
+                norm = logsumexp(log_q)
+                log_q = [value - norm for value in log_q]
+            elif len(kept) < size:
+                groups.append([c for c in range(size) if c not in kept])
+                rest = 1.0 - sum(math.exp(value) for value in log_q)
+                log_q.append(math.log(rest) if rest > 0 else -math.inf)
+            where = (b, frame)
+            args = (student[where], groups, log_q, temperature)
+            nodes.append(Node(where, grouped_kl(*args), grouped_kl_grad(*args)))
+    return nodes
+
+
+def ensemble_log_probs(logits, weights, temperature: float = 1.0) -> np.ndarray:
+    """log sum_m w_m softmax(z_m / T), the linear average of posteriors (papers C.1)."""
+    mean = np.zeros(logits[0].shape)
+    for where in np.ndindex(*mean.shape[:-1]):
+        for weight, member in zip(weights, logits):
+            mean[where] += weight * np.exp(log_softmax(member[where], temperature))
+    return np.log(mean)
+
+
+def topk_classes(log_probs: np.ndarray, k: int, keep: Sequence[int]) -> list[int]:
+    """The classes in `keep` and the best of the others, k in all, in rising order."""
+    others = [c for c in range(len(log_probs)) if c not in keep]
+    others.sort(key=lambda c: -log_probs[c])
+    return sorted(list(keep) + others[: k - len(keep)])
+
+
+def error_weight(wer: float, beta: float) -> float:
+    """exp(-beta WER) (papers E.1, Kim et al. 2019)."""
+    return math.exp(-beta * wer)
+
+
+def posterior_weights(scores, scale: float, lengths) -> np.ndarray:
+    """w_bk = exp(scale s_bk) / sum_j exp(scale s_bj), j < lengths[b]; 0 elsewhere.
+
+    The n-best weighting of papers A.1 and B.1 (softmax of the hypotheses' log-scores).
+    """
+    weights = np.zeros(scores.shape)
+    for b in range(scores.shape[0]):
+        row = [scale * float(scores[b, k]) for k in range(lengths[b])]
+        for k, value in enumerate(row):
+            weights[b, k] = math.exp(value - logsumexp(row))
+    return weights
+
+
+# ------------------------------------------------------------ the transducer lattice
+
+
+def alignments(frames: int, labels: int) -> Iterator[list[Exit]]:
+    """Every way from (0, 0) out of (T-1, U): T blanks and U labels, a blank at the end.
+
+    Blank leads from (t, u) to (t+1, u), the label y_{u+1} to (t, u+1).
+    """
+    steps = frames + labels
+    for label_steps in itertools.combinations(range(steps - 1), labels):
+        t = u = 0
+        alignment = []
+        for step in range(steps):
+            kind = LABEL if step in label_steps else BLANK
+            alignment.append((t, u, kind))
+            t, u = (t, u + 1) if kind == LABEL else (t + 1, u)
+        yield alignment
+
+
+def exit_log_probs(logits: np.ndarray, labels, blank: int) -> np.ndarray:
+    """logits (T, U+1, V), labels (U,) -> (T, U+1, 2) log-probabilities of the exits."""
+    frames, rows, _ = logits.shape
+    exits = np.full((frames, rows, 2), -math.inf)
+    for t in range(frames):
+        for u in range(rows):
+            log_p = log_softmax(logits[t, u])
+            exits[t, u, BLANK] = log_p[blank]
+            if u < rows - 1:
+                exits[t, u, LABEL] = log_p[labels[u]]
+    return exits
+
+
+def alignment_score(exits: np.ndarray, alignment: list[Exit]) -> float:
+    """Sum of the log-probabilities along one alignment."""
+    return sum(exits[step] for step in alignment)
+
+
+def enumerate_lattice(exits: np.ndarray) -> tuple[float, np.ndarray, float]:
+    """-> log P(labels), occupancy (T, U+1, 2), score of the best alignment.
+
+    By listing every alignment: occupancy is the sum of P(alignment | labels) over the
+    alignments that take an exit.
+    """
+    frames, rows, _ = exits.shape
+    everything = list(alignments(frames, rows - 1))
+    scores = [alignment_score(exits, alignment) for alignment in everything]
+    total = logsumexp(scores)
+    occupancy = np.zeros(exits.shape)
+    for alignment, score in zip(everything, scores):
+        for step in alignment:
+            occupancy[step] += math.exp(score - total)
+    return total, occupancy, max(scores)
+
+
+def sweep_lattice(exits: np.ndarray) -> tuple[float, np.ndarray, float]:
+    """`enumerate_lattice` by the forward-backward sweep, for lattices too big to list.
+
+    alpha(t,u) = P(reach the node), beta(t,u) = P(finish from it),
+    occupancy = alpha * exit * beta(next) / P(labels).
+    """
+    frames, rows, _ = exits.shape
+    alpha = np.full((frames + 1, rows), -math.inf)
+    best = np.full((frames + 1, rows), -math.inf)
+    for t, u in np.ndindex(frames, rows):
+        into = [(0.0, 0.0)] if t == u == 0 else []
+        if t > 0:
+            step = exits[t - 1, u, BLANK]
+            into.append((alpha[t - 1, u] + step, best[t - 1, u] + step))
+        if u > 0:
+            step = exits[t, u - 1, LABEL]
+            into.append((alpha[t, u - 1] + step, best[t, u - 1] + step))
+        alpha[t, u] = logsumexp([pair[0] for pair in into])
+        best[t, u] = max(pair[1] for pair in into)
+    beta = np.full((frames + 1, rows + 1), -math.inf)
+    beta[frames, rows - 1] = 0.0  # behind the last blank
+    for t in reversed(range(frames)):
+        for u in reversed(range(rows)):
+            ways = [exits[t, u, BLANK] + beta[t + 1, u]]
+            ways.append(exits[t, u, LABEL] + beta[t, u + 1])
+            beta[t, u] = logsumexp(ways)
+    total = beta[0, 0]
+    occupancy = np.zeros(exits.shape)
+    for t, u in np.ndindex(frames, rows):
+        for kind, after in ((BLANK, beta[t + 1, u]), (LABEL, beta[t, u + 1])):
+            score = alpha[t, u] + exits[t, u, kind] + after
+            occupancy[t, u, kind] = math.exp(score - total)
+    return total, occupancy, best[-2, -1] + exits[-1, -1, BLANK]
+
+
+def total_score_grad(logits: np.ndarray, labels, blank: int) -> np.ndarray:
+    """d log P(labels) / dz_k = occupancy of exit k - occupancy of the node * p_k."""
+    _, occupancy, _ = sweep_lattice(exit_log_probs(logits, labels, blank))
+    grad = np.zeros(logits.shape)
+    frames, rows, _ = logits.shape
+    for t, u in np.ndindex(frames, rows):
+        grad[t, u] -= occupancy[t, u].sum() * np.exp(log_softmax(logits[t, u]))
+        grad[t, u, blank] += occupancy[t, u, BLANK]
+        if u < rows - 1:
+            grad[t, u, labels[u]] += occupancy[t, u, LABEL]
+    return grad
+
+
+# ---------------------------------------------------------------------- random input
+
+
+@dataclass(frozen=True)
+class LatticeBatch:
+    """A ragged batch of lattices as float64 arrays.
+
+    student, teacher (B, T, U+1, V); labels (B, U) without blanks; lengths (B,).
+    """
+
+    student: np.ndarray
+    teacher: np.ndarray
+    labels: np.ndarray
+    logit_lengths: np.ndarray
+    label_lengths: np.ndarray
+    blank: int
+
+    def cut(self, b: int, logits: np.ndarray | None = None):
+        """Utterance b without its padding: logits (T_b, U_b+1, V), labels (U_b,)."""
+        frames, count = self.logit_lengths[b], self.label_lengths[b]
+        source = self.student if logits is None else logits
+        return source[b, :frames, : count + 1], self.labels[b, :count]
+
+    def padding(self) -> np.ndarray:
+        """(B, T, U+1) True where a node is padding."""
+        mask = np.ones(self.student.shape[:3], dtype=bool)
+        for b, (frames, count) in enumerate(
+            zip(self.logit_lengths, self.label_lengths)
+        ):
+            mask[b, :frames, : count + 1] = False
+        return mask
+
+    def poisoned(self, value: float, label: int) -> "LatticeBatch":
+        """The same batch with `value` in the padded logits, `label` as padding."""
+        student, teacher = self.student.copy(), self.teacher.copy()
+        student[self.padding()] = teacher[self.padding()] = value
+        labels = self.labels.copy()
+        for b, count in enumerate(self.label_lengths):
+            labels[b, count:] = label
+        return replace(self, student=student, teacher=teacher, labels=labels)
+
+
+def random_lengths(rng, batch: int, low: int, high: int) -> np.ndarray:
+    """Lengths in [low, high] of which one is `high` and, given two, one is `low`."""
+    lengths = rng.integers(low, high + 1, batch)
+    lengths[0] = high
+    if batch > 1:
+        lengths[-1] = low
+    return lengths
+
+
+def random_lattices(
+    seed: int,
+    batch: int,
+    frames: int,
+    labels: int,
+    classes: int,
+    blank: int = 0,
+    scale: float = 2.0,
+    dtype=np.float64,
+) -> LatticeBatch:
+    """Normal logits times `scale`, rounded to `dtype`; lengths differ over the batch.
+
+    The last utterance has the fewest frames (1) and no label at all.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (batch, frames, labels + 1, classes)
+    words = [c for c in range(classes) if c != blank]
+
+    def logits():
+        return (scale * rng.standard_normal(shape)).astype(dtype).astype(np.float64)
+
+    return LatticeBatch(
+        student=logits(),
+        teacher=logits(),
+        labels=rng.choice(words, (batch, labels)),
+        logit_lengths=random_lengths(rng, batch, 1, frames),
+        label_lengths=random_lengths(rng, batch, 0, labels),
+        blank=blank,
+    )
+
+
+def random_alignment_nodes(rng, frames: int, labels: int) -> list[tuple[int, int]]:
+    """The T + U nodes (t, u) that one random alignment visits."""
+    label_steps = rng.permutation(frames + labels - 1)[:labels]
+    t = u = 0
+    nodes = []
+    for step in range(frames + labels):
+        nodes.append((t, u))
+        t, u = (t, u + 1) if step in label_steps else (t + 1, u)
+    return nodes
