@@ -1,0 +1,55 @@
+"""Turn a Lhotse manifest into a Kaldi data folder, after checking it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lhotse import CutSet
+
+from espnet_kd.data.kaldi import cuts_to_kaldi
+from espnet_kd.data.validate import listing, validate_cuts
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--cuts_file", type=Path, required=True, help="manifest: *.jsonl or *.jsonl.gz"
+    )
+    parser.add_argument(
+        "--data_dir", type=Path, required=True, help="Kaldi folder made"
+    )
+    parser.add_argument(
+        "--check_audio",
+        choices=("true", "false"),
+        default="true",
+        help="look at the header of every audio file",
+    )
+    parser.add_argument(
+        "--max_problems", type=int, default=20, help="how many problems are printed"
+    )
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse, check, write."""
+    args = get_parser().parse_args(cmd)
+    if not args.cuts_file.is_file():
+        sys.exit(f"--cuts_file {args.cuts_file}: no such file. Make it: kaldi_to_cuts.")
+    cuts = CutSet.from_jsonl_lazy(args.cuts_file)
+    problems = validate_cuts(cuts, check_audio=args.check_audio == "true")
+    if problems:
+        shown = listing(problems, args.max_problems)
+        sys.exit(f"{args.cuts_file}: {len(problems)} problems\n{shown}")
+    try:
+        number = cuts_to_kaldi(cuts, args.data_dir)
+    except ValueError as error:
+        sys.exit(f"{args.cuts_file}: {error}")
+    print(f"{args.data_dir}: {number} utterances from {args.cuts_file}")
+
+
+if __name__ == "__main__":
+    main()

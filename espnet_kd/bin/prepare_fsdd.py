@@ -1,0 +1,53 @@
+"""Make the connected-digit sets of egs/fsdd from real recordings of single digits."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from espnet_kd.data import digits
+from espnet_kd.data.sets import Utterance, add_options, prepare
+
+SIZES = {
+    "train_teacher": 1500,
+    "train_labelled": 375,
+    "train_unlabelled": 1500,
+    "valid": 150,
+    "test": 1000,
+}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--fsdd_dir",
+        type=Path,
+        default=Path("downloads/free-spoken-digit-dataset"),
+        help="the data set: holds recordings/",
+    )
+    add_options(parser, SIZES, snr=(0.0, 20.0))
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse, make, write."""
+    args = get_parser().parse_args(cmd)
+
+    def make(part: str, number: int) -> Iterator[Utterance]:
+        recordings = digits.load_recordings(args.fsdd_dir, part)
+        yield from digits.utterances(
+            recordings, part, number, snr=args.snr, seed=args.seed
+        )
+
+    try:
+        prepare(args, make, digits.RATE)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"prepare_fsdd: {error}")
+
+
+if __name__ == "__main__":
+    main()

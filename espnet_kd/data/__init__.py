@@ -1,0 +1,1 @@
+"""Audio and text: Lhotse cuts, Kaldi data folders, validation, small corpora."""

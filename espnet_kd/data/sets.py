@@ -1,0 +1,204 @@
+"""The sets of a distillation experiment, written as Kaldi data folders.
+
+    labelled pool    --> train_teacher      text: the teacher learns from it
+                     \\-> train_labelled     text: its first part, for the students
+    unlabelled pool  --> train_unlabelled   no text; what was said is in text_reference
+    both parts       --> train_full         text: the ceiling, a student with every label
+    valid, test      --> valid, test        text
+
+The teacher never hears the unlabelled pool before it labels it.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+from lhotse.utils import fastcopy
+from tqdm import tqdm
+
+from espnet_kd.data.kaldi import cuts_to_kaldi, write_table
+
+LEVEL = 0.05  # RMS of every utterance, full scale 1.0
+PARTS = ("labelled", "unlabelled", "valid", "test")
+
+
+class Utterance(NamedTuple):
+    """One utterance as a corpus makes it."""
+
+    id: str
+    speaker: str
+    text: str
+    samples: np.ndarray  # (samples,), any level
+    noise: str  # kind of noise
+    snr_db: float
+
+
+def write_sets(
+    output_dir: Path,
+    parts: dict[str, Iterable[Utterance]],
+    *,
+    sizes: dict[str, int],
+    num_labelled: int,
+    sampling_rate: int,
+) -> None:
+    """Write the wav files and the six data folders below `output_dir`.
+
+    Args:
+        output_dir: the recipe's data/ folder; wav.scp holds paths that begin with it.
+        parts: for each of PARTS its utterances, made one at a time.
+        sizes: for each of PARTS how many there are (for the progress bar).
+        num_labelled: how many utterances of the labelled pool the students see.
+        sampling_rate: in Hz.
+    """
+    cuts: dict[str, list[MonoCut]] = {}
+    for name in PARTS:
+        bar = tqdm(parts[name], desc=name, total=sizes[name], disable=None)
+        cuts[name] = list(_write_audio(output_dir / "wav" / name, bar, sampling_rate))
+    # Utterances of a pool are independent draws: any first part is a random part.
+    labelled = cuts["labelled"][:num_labelled]
+    folders = {
+        "train_teacher": cuts["labelled"],
+        "train_labelled": labelled,
+        "train_unlabelled": [_without_text(cut) for cut in cuts["unlabelled"]],
+        "train_full": labelled + cuts["unlabelled"],
+        "valid": cuts["valid"],
+        "test": cuts["test"],
+    }
+    for name, members in folders.items():
+        cuts_to_kaldi(CutSet(members), output_dir / name)
+        write_table(
+            output_dir / name / "utt2noise",
+            [(cut.id, f"{cut.noise} {cut.snr_db:.2f}") for cut in members],
+        )
+    write_table(
+        output_dir / "train_unlabelled" / "text_reference",
+        [(cut.id, cut.supervisions[0].text) for cut in cuts["unlabelled"]],
+    )
+    for name, members in folders.items():
+        hours = sum(cut.duration for cut in members) / 3600
+        print(f"{output_dir / name}: {len(members)} utterances, {hours:.2f} h")
+
+
+def _write_audio(
+    wav_dir: Path, utterances: Iterable[Utterance], rate: int
+) -> Iterator[MonoCut]:
+    """Write each utterance as a 16-bit wav file and yield its cut."""
+    wav_dir.mkdir(parents=True, exist_ok=True)
+    for utterance in utterances:
+        path = wav_dir / f"{utterance.id}.wav"
+        partial = path.with_suffix(f".tmp.{os.getpid()}")
+        samples = levelled(utterance.samples)
+        soundfile.write(partial, samples, rate, format="WAV", subtype="PCM_16")
+        os.replace(partial, path)
+        yield _cut(utterance, path, len(samples), rate)
+
+
+def levelled(samples: np.ndarray) -> np.ndarray:
+    """The samples at the common level, lower where a peak would clip."""
+    gain = LEVEL / np.sqrt(np.mean(np.square(samples)))
+    return samples * min(gain, 0.99 / np.max(np.abs(samples)))
+
+
+def _cut(utterance: Utterance, path: Path, num_samples: int, rate: int) -> MonoCut:
+    recording = Recording(
+        id=utterance.id,
+        sources=[AudioSource("file", channels=[0], source=str(path))],
+        sampling_rate=rate,
+        num_samples=num_samples,
+        duration=num_samples / rate,
+    )
+    supervision = SupervisionSegment(
+        id=utterance.id,
+        recording_id=utterance.id,
+        start=0.0,
+        duration=recording.duration,
+        text=utterance.text,
+        speaker=utterance.speaker,
+    )
+    return MonoCut(
+        id=utterance.id,
+        start=0.0,
+        duration=recording.duration,
+        channel=0,
+        recording=recording,
+        supervisions=[supervision],
+        custom={"noise": utterance.noise, "snr_db": utterance.snr_db},
+    )
+
+
+def _without_text(cut: MonoCut) -> MonoCut:
+    return cut.map_supervisions(lambda segment: fastcopy(segment, text=None))
+
+
+# ---------------------------------------------------------------- the command's part
+
+
+def add_options(
+    parser: argparse.ArgumentParser, sizes: dict[str, int], snr: tuple[float, float]
+) -> None:
+    """Add the options that every corpus of this kind has, with its own defaults."""
+    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="made")
+    for name, size in sizes.items():
+        parser.add_argument(
+            f"--num_{name}", type=int, default=size, help=f"utterances in {name}"
+        )
+    parser.add_argument(
+        "--snr", type=float, nargs=2, default=snr, help="range in dB, uniform"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides everything")
+
+
+def prepare(
+    args: argparse.Namespace,
+    make: Callable[[str, int], Iterable[Utterance]],
+    sampling_rate: int,
+) -> None:
+    """Make the sets unless the same options made them already (they stand in .done).
+
+    Args:
+        args: options of `add_options` and the corpus's own.
+        make: gives the utterances of a part, called with (part, how many).
+        sampling_rate: in Hz.
+    """
+    if args.num_train_labelled > args.num_train_teacher:
+        raise ValueError(
+            f"--num_train_labelled {args.num_train_labelled} is more than "
+            f"--num_train_teacher {args.num_train_teacher}, of which it is a part."
+        )
+    mark = args.output_dir / ".done"
+    wanted = _recipe(args)
+    if mark.exists() and mark.read_text() == wanted:
+        print(f"{args.output_dir}: already made with these options (see {mark})")
+        return
+    mark.unlink(missing_ok=True)
+    sizes = {
+        "labelled": args.num_train_teacher,
+        "unlabelled": args.num_train_unlabelled,
+        "valid": args.num_valid,
+        "test": args.num_test,
+    }
+    write_sets(
+        args.output_dir,
+        {part: make(part, size) for part, size in sizes.items()},
+        sizes=sizes,
+        num_labelled=args.num_train_labelled,
+        sampling_rate=sampling_rate,
+    )
+    mark.write_text(wanted)
+
+
+def _recipe(args: argparse.Namespace) -> str:
+    """What decides the data: not where on this machine the corpus lies."""
+    options = {
+        name: value
+        for name, value in vars(args).items()
+        if name.startswith("num_") or name in ("output_dir", "snr", "seed")
+    }
+    return json.dumps(options, sort_keys=True, default=str) + "\n"
