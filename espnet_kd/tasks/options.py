@@ -1,0 +1,137 @@
+"""The options that KD adds to an ESPnet task, and the student built from them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import humanfriendly_parse_size_or_none
+
+from espnet_kd import standin
+from espnet_kd.student.config import parse_kd_conf
+from espnet_kd.student.lengths import use_true_lengths
+from espnet_kd.student.model import make_student
+from espnet_kd.tasks.trainer import KDTrainer
+from espnet_kd.teacher.loading import load_model, read_config
+
+
+class KDTaskMixin:
+    """Mixed in before an ESPnet task class."""
+
+    trainer = KDTrainer
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        super().add_task_arguments(parser)
+        group = parser.add_argument_group(description="Knowledge distillation")
+        group.add_argument(
+            "--teacher_config",
+            nargs="*",
+            default=[],
+            help="config.yaml of each teacher, relative to the recipe folder",
+        )
+        group.add_argument(
+            "--teacher_model_file",
+            nargs="*",
+            default=[],
+            help="Checkpoint of each teacher, e.g. exp/asr_x/valid.loss.ave.pth",
+        )
+        group.add_argument(
+            "--teacher_weight",
+            nargs="*",
+            type=float,
+            default=[],
+            help="Weight of each teacher in the mean posterior; equal where absent",
+        )
+        group.add_argument(
+            "--kd_conf",
+            action=NestedDictAction,
+            default=dict(),
+            help="KD losses, see espnet_kd/student/config.py; none: stock training",
+        )
+
+    @classmethod
+    def optional_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> tuple[str, ...]:
+        names = super().optional_data_names(train, inference)
+        return names if inference else (*names, "kd_weight")
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
+        """The stock model, or a student around it when `kd_conf` lists losses or the
+        training data carry weights.
+
+        Raises:
+            ValueError: an option does not fit; the message names it and the remedy.
+        """
+        conf = parse_kd_conf(args.kd_conf)
+        standin.install()
+        model = super().build_model(args)
+        if args.collect_stats:
+            return model
+        if conf.true_lengths:
+            use_true_lengths(model)
+        if conf.losses or _has_weights(args):
+            _check_options(args, needs_teacher=bool(conf.losses))
+            teachers = _load_teachers(args) if conf.losses else {}
+            weights = args.teacher_weight or [1.0] * len(teachers)
+            make_student(model, conf, teachers, weights, _sampling_rate(vars(args)))
+            logging.info(f"Teachers: {list(teachers)}; {conf}")
+        return model
+
+
+def _has_weights(args: argparse.Namespace) -> bool:
+    files = getattr(args, "train_data_path_and_name_and_type", None) or []
+    return any(name == "kd_weight" for _, name, _ in files)
+
+
+def _check_options(args: argparse.Namespace, needs_teacher: bool) -> None:
+    if getattr(args, "ngpu", 0) > 1 and not torch.distributed.is_initialized():
+        raise ValueError(
+            f"ngpu: {args.ngpu} without multiprocessing_distributed is DataParallel, "
+            "which cannot hold a teacher; add --multiprocessing_distributed true"
+        )
+    configs, files = args.teacher_config, args.teacher_model_file
+    if needs_teacher and not configs:
+        raise ValueError(
+            "teacher_config: kd_conf lists losses but there is no teacher; give "
+            "--teacher_config and --teacher_model_file, or empty kd_conf.losses"
+        )
+    if len(configs) != len(files):
+        raise ValueError(
+            f"teacher_model_file: {len(files)} files for {len(configs)} "
+            "teacher_config; give one for each, in the same order"
+        )
+    if args.teacher_weight and len(args.teacher_weight) != len(configs):
+        raise ValueError(
+            f"teacher_weight: {len(args.teacher_weight)} weights for {len(configs)} "
+            "teachers; give one for each, or none for equal weights"
+        )
+    if any(weight <= 0 for weight in args.teacher_weight):
+        raise ValueError(
+            f"teacher_weight: {args.teacher_weight} must all be above 0; "
+            "leave a teacher out instead"
+        )
+
+
+def _load_teachers(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
+    rate = _sampling_rate(vars(args))
+    teachers = {}
+    for config, file in zip(args.teacher_config, args.teacher_model_file):
+        teacher_rate = _sampling_rate(read_config(config))
+        if teacher_rate != rate:
+            raise ValueError(
+                f"frontend_conf.fs: {config} was trained on {teacher_rate} Hz audio, "
+                f"the student takes {rate} Hz; both read the same waveform"
+            )
+        name = config if config not in teachers else f"{config} ({file})"
+        teachers[name] = load_model(config, file)
+    return teachers
+
+
+def _sampling_rate(config: dict) -> int:
+    rate = (config.get("frontend_conf") or {}).get("fs", 16000)
+    return int(humanfriendly_parse_size_or_none(str(rate)))

@@ -1,0 +1,79 @@
+"""Loading a trained ESPnet model from its experiment folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+
+TaskName = Literal["asr", "asr_transducer"]
+
+
+def read_config(config: str | Path) -> dict:
+    """Read the `config.yaml` that ESPnet wrote beside a model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(config)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such model configuration; give the config.yaml of a trained "
+            "ESPnet model (exp/asr_*/config.yaml)"
+        )
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def task_of(config: str | Path) -> TaskName:
+    """The ESPnet2 task that trained a model, told by its configuration.
+
+    Only ESPnet's stand-alone transducer task writes `joint_network_conf`; the `asr`
+    task calls the same block `joint_net_conf`.
+    """
+    keys = read_config(config)
+    if "joint_network_conf" in keys:
+        return "asr_transducer"
+    if "ctc_conf" in keys:
+        return "asr"
+    raise ValueError(
+        f"{config}: neither `joint_network_conf` (asr_transducer) nor `ctc_conf` (asr) "
+        "is in it; only models of ESPnet's tasks asr and asr_transducer can teach"
+    )
+
+
+def load_model(
+    config: str | Path, model_file: str | Path, device: str = "cpu"
+) -> torch.nn.Module:
+    """Build a trained ESPnet model, in evaluation mode and without gradients.
+
+    The token list, the BPE model and the statistics named in the configuration are
+    looked up from the current folder, as ESPnet does: call it from the recipe folder.
+
+    Raises:
+        FileNotFoundError: the configuration, the checkpoint or a file that the
+            configuration names is missing.
+    """
+    from espnet2.tasks.asr import ASRTask
+    from espnet2.tasks.asr_transducer import ASRTransducerTask
+
+    from espnet_kd import standin
+    from espnet_kd.student.lengths import use_true_lengths
+
+    standin.install()
+    if not Path(model_file).is_file():
+        raise FileNotFoundError(
+            f"{model_file}: no such checkpoint; ESPnet writes e.g. "
+            "valid.loss.ave.pth or valid.acc.ave.pth after training"
+        )
+    task = ASRTransducerTask if task_of(config) == "asr_transducer" else ASRTask
+    try:
+        model, _ = task.build_model_from_file(str(config), str(model_file), device)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{config}: it names {error.filename}, which is not found from the current "
+            "folder; run from the recipe folder in which the model was trained"
+        ) from error
+    use_true_lengths(model)
+    return model.eval().requires_grad_(False)
