@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Make ESPnet's token list (and the word piece model) from the text of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import sentencepiece
+from espnet2.bin.tokenize_text import main as tokenize_text
+
+
+def sentences(text: Path) -> list[str]:
+    """The transcripts of a Kaldi `text` file."""
+    lines = text.read_text(encoding="utf-8").splitlines()
+    return [line.split(maxsplit=1)[1] for line in lines if len(line.split()) > 1]
+
+
+def train_word_pieces(
+    text: Path, folder: Path, nbpe: int, bpemode: str, symbols: list[str]
+) -> None:
+    """Write bpe.model and bpe.vocab of `nbpe` pieces.
+
+    Raises:
+        ValueError: the text does not allow that many pieces.
+    """
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences(text)),
+            model_prefix=str(folder / "bpe"),
+            vocab_size=nbpe,
+            model_type=bpemode,
+            character_coverage=1.0,
+            user_defined_symbols=symbols,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{text}: nbpe {nbpe} does not fit it: {error}") from error
+
+
+def pieces(vocab: Path) -> list[str]:
+    """The pieces of a bpe.vocab, without SentencePiece's own <unk>, <s> and </s>."""
+    lines = vocab.read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[0] for line in lines][3:]
+
+
+def characters(text: Path, folder: Path, symbols: str, cleaner: str) -> list[str]:
+    """The characters of a text by falling count, as ESPnet's tokenizer splits it."""
+    output = folder / "characters"
+    command = f"--token_type char --input {text} --field 2- --output {output}"
+    command += f" --non_linguistic_symbols {symbols} --cleaner {cleaner} --g2p none"
+    tokenize_text((command + " --write_vocabulary true").split())
+    return output.read_text(encoding="utf-8").splitlines()
+
+
+def make_token_list(args: argparse.Namespace) -> None:
+    """tokens.txt: <blank>, <unk>, the pieces or characters, <sos/eos>."""
+    text, output = Path(args.text), Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output) as name:
+        folder = Path(name)
+        if args.token_type == "bpe":
+            symbols = []
+            if args.nlsyms_txt != "none":
+                symbols = Path(args.nlsyms_txt).read_text(encoding="utf-8").split()
+            train_word_pieces(text, folder, args.nbpe, args.bpemode, symbols)
+            tokens = pieces(folder / "bpe.vocab")
+        else:
+            tokens = characters(text, folder, args.nlsyms_txt, args.cleaner)
+            (folder / "characters").unlink()
+        lines = ["<blank>", "<unk>", *tokens, "<sos/eos>"]
+        (folder / "tokens.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for file in folder.iterdir():
+            os.replace(file, output / file.name)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--text", required=True, help="Kaldi text file")
+    parser.add_argument("--output_dir", required=True, help="Where tokens.txt goes")
+    parser.add_argument("--token_type", default="bpe", choices=["bpe", "char"])
+    parser.add_argument("--nbpe", type=int, default=30, help="Word pieces")
+    parser.add_argument("--bpemode", default="unigram", choices=["unigram", "bpe"])
+    parser.add_argument("--nlsyms_txt", default="none", help="Non-linguistic symbols")
+    parser.add_argument("--cleaner", default="none", help="Text cleaner")
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse and run."""
+    try:
+        make_token_list(get_parser().parse_args(cmd))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"token_list: {error}")
+
+
+if __name__ == "__main__":
+    main()
