@@ -1,0 +1,39 @@
+# make demo    the main job: a teacher, a student and the student with KD, on made-up speech
+# make test    the tests
+# make lint    black, isort and ruff
+# make env     the environment alone
+# make clean   delete environments and what the demo made
+#
+# Each builds the environment that it needs. ENV=A (Python 3.10, k2) or ENV=B (Python 3.11,
+# no k2) asks for one of the two; without ENV it is A where a Python 3.10 is found.
+
+ENV ?=
+DEMO_SIZE ?= full
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+in_env = venv=$$(conf/build_env.sh $(ENV)) && export PATH="$$venv/bin:$$PATH" &&
+
+.PHONY: demo demo-small test lint env clean
+
+demo:
+	@$(in_env) cd egs/mini/asr1 && DEMO_SIZE=$(DEMO_SIZE) ./run.sh
+
+demo-small:
+	@$(MAKE) --no-print-directory demo DEMO_SIZE=small
+
+# One thread a worker: several on two cores slow each other down. A file's tests stay
+# together, so that what a file trains once is not trained by every worker.
+test:
+	@$(in_env) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile \
+		--durations 10 $(PYTEST_ARGS)
+
+lint:
+	@$(in_env) black --check . && isort --check . && ruff check .
+
+env:
+	@$(in_env) python -m espnet_kd.bin.doctor
+
+clean:
+	rm -rf .venv-A .venv-B build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf egs/mini/asr1/data egs/mini/asr1/dump egs/mini/asr1/exp

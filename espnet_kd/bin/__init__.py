@@ -1,0 +1,1 @@
+"""One command per stage: ``python -m espnet_kd.bin.<command> --help``."""

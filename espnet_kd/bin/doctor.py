@@ -1,0 +1,304 @@
+"""Say what is installed, what is lacking, and what to do about each lack.
+
+The exit code is 0 where the main job (``make demo``) can run, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib
+import io
+import json
+import platform
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+OK, LACK, BROKEN = "ok", "lack", "broken"
+_BUILD = "build an environment: make env"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        name: what was looked at.
+        status: "ok"; "lack" where the main job runs without it; "broken" where not.
+        found: version, path or error text.
+        remedy: what to do; empty when all is well.
+    """
+
+    name: str
+    status: str
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything. Nothing is changed, nothing is fetched."""
+    findings = [_python()]
+    # The module that is imported: of ESPnet the one that a recipe runs, which pulls in
+    # nearly all that ESPnet needs.
+    for module, package in {
+        "torch": "torch",
+        "torchaudio": "torchaudio",
+        "espnet2.tasks.asr": "espnet",
+        "lhotse": "lhotse",
+        "sentencepiece": "sentencepiece",
+        "kaldialign": "kaldialign",
+        "numpy": "numpy",
+        "scipy": "scipy",
+        "soundfile": "soundfile",
+        "matplotlib": "matplotlib",
+    }.items():
+        findings.append(_package(module, package))
+    findings += [_k2(), _warprnnt(), _espeak(), _gpu()]
+    findings += [
+        _program(
+            "sclite",
+            "SCTK (in an ESPnet checkout: tools/installers/install_sctk.sh); until "
+            "then kaldialign scores",
+        ),
+        _program("sox", "sox; only corpora whose wav.scp pipes through it need it"),
+        _program("flac", "flac; only recipes that read flac by a pipe need it"),
+    ]
+    return findings + conflicts(_facts())
+
+
+def conflicts(facts: dict[str, str]) -> list[Finding]:
+    """Combinations of versions that are known not to work together.
+
+    Args:
+        facts: versions under "python", "numpy", "torch", "espnet", "k2", and the CUDA
+            version under "torch_cuda" and "k2_cuda". A name without a value, or with an
+            empty one, is not installed (or built for CPU).
+    """
+    python, numpy, torch, espnet, k2 = (
+        _release(facts.get(name, ""))
+        for name in ("python", "numpy", "torch", "espnet", "k2")
+    )
+    found = []
+    if numpy >= (1, 24) and espnet and espnet < (202500,):
+        found.append(
+            Finding(
+                "numpy with ESPnet",
+                BROKEN,
+                f"numpy {facts['numpy']}, ESPnet {facts['espnet']}",
+                'pip install "numpy<1.24", or take ESPnet 202511',
+            )
+        )
+    if k2 and k2 < (1, 24) and python >= (3, 11):
+        found.append(
+            Finding(
+                "k2 with Python",
+                LACK,
+                f"k2 {facts['k2']}, Python {facts['python']}",
+                "this wheel holds code for Python 3.10 alone: pip uninstall k2, or "
+                "take Python 3.10 (make env ENV=A), or k2's wheel for your torch",
+            )
+        )
+    if torch >= (2, 6) and espnet and espnet < (202500,):
+        found.append(
+            Finding(
+                "torch with ESPnet",
+                LACK,
+                f"torch {facts['torch']}, ESPnet {facts['espnet']}",
+                "training works, but cannot be resumed (torch.load refuses the "
+                "checkpoint): take torch<2.6 or ESPnet 202511",
+            )
+        )
+    if k2 and facts.get("torch_cuda") and not facts.get("k2_cuda"):
+        found.append(
+            Finding(
+                "k2 with CUDA",
+                LACK,
+                f"torch for CUDA {facts['torch_cuda']}, k2 for CPU",
+                "on a GPU lattices run on the torch backend, until k2's CUDA wheel for "
+                "this torch is installed",
+            )
+        )
+    return found
+
+
+def _facts() -> dict[str, str]:
+    facts = {"python": platform.python_version()}
+    for package in ("numpy", "torch", "espnet", "k2"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    for name, read in ("torch_cuda", _torch_cuda), ("k2_cuda", _k2_cuda):
+        try:
+            facts[name] = read()
+        except Exception:  # a broken import has a line of its own
+            # Unknown is not CPU-only: say nothing of a pair that cannot be compared.
+            facts.pop("torch_cuda", None)
+    return facts
+
+
+def _torch_cuda() -> str:
+    import torch
+
+    return torch.version.cuda or ""
+
+
+def _k2_cuda() -> str:
+    import k2
+    from k2.torch_version import k2_torch_cuda_version
+
+    return k2_torch_cuda_version if k2.with_cuda else ""
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of a version: "1.13.1+cu117" -> (1, 13, 1); "" -> ()."""
+    numbers = []
+    for part in text.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def _python() -> Finding:
+    fits = sys.version_info >= (3, 10)
+    return Finding(
+        "Python",
+        OK if fits else BROKEN,
+        f"{platform.python_version()}, {sys.executable}",
+        "" if fits else "Python 3.10 (with k2) or 3.11 is needed; then make env",
+    )
+
+
+def _package(module: str, package: str) -> Finding:
+    return _tried(package, lambda: _load(module, package), BROKEN, _BUILD)
+
+
+def _load(module: str, package: str) -> str:
+    loaded = importlib.import_module(module)
+    if package != "torch":
+        return version(package)
+    return f"{loaded.__version__}, CUDA {loaded.version.cuda or 'none'}"
+
+
+def _tried(name: str, look: Callable[[], str], status: str, remedy: str) -> Finding:
+    """What ``look`` says, or the text of its error with ``status`` and ``remedy``."""
+    try:
+        # What an import prints must not get into the JSON; an import of ESPnet tells of
+        # a download and of a package that it does without.
+        nothing = io.StringIO()
+        with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+            return Finding(name, OK, look())
+    except ModuleNotFoundError as error:
+        return Finding(name, status, f"absent ({error.name})", remedy)
+    except Exception as error:  # whatever a broken installation raises
+        text = str(error).strip().splitlines() or [""]
+        return Finding(name, status, f"{type(error).__name__}: {text[0]}", remedy)
+
+
+def _k2() -> Finding:
+    remedy = (
+        "optional. On Python 3.10: make env ENV=A; with torch 2.x: k2's own wheel for "
+        "it. Without k2 lattices run on the torch backend, and asr_transducer's "
+        "k2-pruned loss is not available"
+    )
+
+    def look() -> str:
+        cuda = _k2_cuda()
+        from k2.torch_version import k2_torch_version
+
+        return f"{version('k2')}, CUDA {cuda or 'none'}, for torch {k2_torch_version}"
+
+    return _tried("k2", look, LACK, remedy)
+
+
+def _warprnnt() -> Finding:
+    if find_spec("warprnnt_pytorch") is None:
+        return Finding("warprnnt_pytorch", OK, "absent; our stand-in serves")
+    return _tried(
+        "warprnnt_pytorch",
+        lambda: f"real, {importlib.import_module('warprnnt_pytorch').__file__}",
+        LACK,
+        "remove the broken package: our stand-in serves where there is none",
+    )
+
+
+def _espeak() -> Finding:
+    def look() -> str:
+        import espeakng_loader
+
+        ctypes.CDLL(espeakng_loader.get_library_path())
+        return version("espeakng-loader")
+
+    remedy = "pip install espeakng-loader; it speaks the audio of make demo"
+    return _tried("espeakng_loader", look, BROKEN, remedy)
+
+
+def _gpu() -> Finding:
+    remedy = "optional: the demo runs on the CPU; for real corpora a GPU is needed"
+    finding = _tried("GPU", _gpu_names, LACK, remedy)
+    return finding if finding.found else Finding("GPU", LACK, "none", remedy)
+
+
+def _gpu_names() -> str:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(count))
+
+
+def _program(name: str, install: str) -> Finding:
+    path = shutil.which(name)
+    if path:
+        return Finding(name, OK, path)
+    return Finding(name, LACK, "not on PATH", f"optional: install {install}")
+
+
+def can_run(findings: list[Finding]) -> bool:
+    """Whether the main job can run with what was found."""
+    return all(finding.status != BROKEN for finding in findings)
+
+
+def _show(findings: list[Finding]) -> None:
+    # Plain text: this command has to work where nothing is installed yet.
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.status:6}  {finding.name:{width}}  {finding.found}")
+        indent = " " * (width + 10)
+        for line in textwrap.wrap(finding.remedy, 88 - len(indent)):
+            print(indent + line)
+    print()
+    if can_run(findings):
+        print("The main job can run: make demo")
+    else:
+        print("The main job cannot run: see the lines marked broken")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet_kd.bin.doctor",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, no table")
+    args = parser.parse_args(argv)
+    findings = examine()
+    if args.json:
+        stated = {
+            "main_job": can_run(findings),
+            "findings": [asdict(finding) for finding in findings],
+        }
+        print(json.dumps(stated, indent=2))
+    else:
+        _show(findings)
+    return 0 if can_run(findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Compare systems on one test set: error rates, their confidence, sizes and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from espnet_kd.report.render import as_json, markdown, plot, write_whole
+from espnet_kd.report.scoring import ScoredSet, read_text, score
+from espnet_kd.report.size import model_size
+from espnet_kd.report.summary import Roles, System, summarise
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet_kd.bin.report",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--ref", required=True, help="Kaldi text file of the test set's references"
+    )
+    parser.add_argument(
+        "--hyp",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("NAME", "TEXT"),
+        help="a system and its hypotheses: a Kaldi text file for each run (seed) of "
+        "it; give the option once per system",
+    )
+    parser.add_argument(
+        "--model",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "PTH"),
+        help="the model file of a system, to count its parameters",
+    )
+    parser.add_argument(
+        "--teacher", help="system whose size the others are compared with"
+    )
+    parser.add_argument(
+        "--baseline", help="system whose error rate the others should beat"
+    )
+    parser.add_argument(
+        "--ceiling", help="system at the far end of the gap to be closed"
+    )
+    parser.add_argument(
+        "--unit", choices=("word", "char"), default="word", help="WER or CER"
+    )
+    parser.add_argument(
+        "--scorer",
+        choices=("kaldialign", "sclite"),
+        default="kaldialign",
+        help="aligner",
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=10_000, help="number of bootstrap resamples"
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, help="share that the interval covers"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="Markdown file; the same name with .json, and with .png where a --model "
+        "is given, is written beside it",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    try:
+        report(args)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(args: argparse.Namespace) -> None:
+    """Score, compare, print the table, write the files. ``args``: see `get_parser`."""
+    if not 0 < args.confidence < 1 or args.resamples < 1:
+        raise ValueError("--confidence lies between 0 and 1, --resamples is 1 or more")
+    roles = Roles(args.teacher, args.baseline, args.ceiling)
+    refs = read_text(args.ref)
+    names = [name for name, *_ in args.hyp]
+    for name, path in args.model:
+        if name not in names:
+            raise ValueError(f"--model {name} {path}: there is no --hyp {name}")
+    sizes = {name: model_size(path) for name, path in args.model}
+    systems = []
+    for name, *paths in args.hyp:
+        if not paths:
+            raise ValueError(f"--hyp {name}: a name and at least one text file, please")
+        runs = [_scored(refs, path, args) for path in paths]
+        systems.append(System(name, runs, sizes.get(name)))
+    rows = summarise(systems, roles, args.resamples, args.seed, args.confidence)
+
+    table = markdown(rows, roles, args.unit, args.confidence, args.resamples)
+    print(table, end="")
+    if args.output is None:
+        return
+    settings = {k: getattr(args, k) for k in ("ref", "unit", "scorer", "confidence")}
+    data = as_json(rows, roles, **settings, resamples=args.resamples, seed=args.seed)
+    write_whole(args.output, lambda part: part.write_text(table, encoding="utf-8"))
+    write_whole(
+        args.output.with_suffix(".json"),
+        lambda part: part.write_text(data + "\n", encoding="utf-8"),
+    )
+    if sizes:
+        plot(rows, args.output.with_suffix(".png"), args.unit)
+
+
+def _scored(refs: dict[str, str], path: str, args: argparse.Namespace) -> ScoredSet:
+    hyps = read_text(path)
+    try:
+        return score(refs, hyps, args.unit, args.scorer)
+    except ValueError as error:
+        raise ValueError(f"{path} against {args.ref}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Scoring, confidence intervals, sizes, tables and plots."""

@@ -1,0 +1,178 @@
+"""From scored systems to the rows of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from espnet_kd.report.bootstrap import bootstrap_rates, interval, paired_p_value
+from espnet_kd.report.scoring import ScoredSet, mean_of_runs
+from espnet_kd.report.size import ModelSize
+
+
+@dataclass(frozen=True)
+class System:
+    """One line of the report: a name, its runs (seeds) and how large its model is."""
+
+    name: str
+    runs: list[ScoredSet]
+    size: ModelSize | None = None
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Names of the systems that the others are compared with.
+
+    teacher: sizes are divided by its size. baseline: the student without KD, which
+    error rates are compared with. ceiling: the student trained with what KD replaces.
+    """
+
+    teacher: str | None = None
+    baseline: str | None = None
+    ceiling: str | None = None
+
+
+NO_ROLES = Roles()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the report says of one system. Rates and shares are fractions (1.0 = 100 %).
+
+    Attributes:
+        rate: error rate, mean over the runs; run_rates: of each run.
+        spread: highest minus lowest run; deviation: sample standard deviation of the
+            runs. None for a single run.
+        substitutions, deletions, insertions: per reference unit, mean over the runs.
+        low, high: bootstrap interval over utterances of `rate`. It holds the sampling
+            of the test set; how runs differ is told by `spread`.
+        compression: parameters of the teacher over parameters of this system.
+        reduction: (baseline - rate) / baseline.
+        p_value: two-sided paired bootstrap against the baseline.
+        apart: every run is better, or every run is worse, than every baseline run.
+        gap_closed: (baseline - rate) / (baseline - ceiling) of a student; None where
+            the ceiling is not better than the baseline.
+    """
+
+    name: str
+    rate: float
+    run_rates: list[float]
+    spread: float | None
+    deviation: float | None
+    substitutions: float
+    deletions: float
+    insertions: float
+    low: float
+    high: float
+    parameters: int | None
+    bytes: int | None
+    compression: float | None
+    reduction: float | None
+    p_value: float | None
+    apart: bool | None
+    gap_closed: float | None
+
+
+def summarise(
+    systems: Iterable[System],
+    roles: Roles = NO_ROLES,
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> list[Row]:
+    """Compute one `Row` per system, in the order given.
+
+    All systems must be scored on the same utterances; they are bootstrapped on the same
+    resamples. The errors of an utterance are averaged over a system's runs.
+
+    Raises:
+        ValueError: two systems have one name, a role names no system, or the sets of
+            utterances differ.
+    """
+    by_name: dict[str, System] = {}
+    for system in systems:
+        if system.name in by_name:
+            raise ValueError(f"two systems are called {system.name}")
+        by_name[system.name] = system
+    _check_roles(roles, by_name)
+    means = {name: mean_of_runs(system.runs) for name, system in by_name.items()}
+    if len({mean.ids for mean in means.values()}) != 1:
+        raise ValueError("systems must be scored on the same utterances")
+
+    errors = np.stack([mean.errors for mean in means.values()])
+    lengths = next(iter(means.values())).lengths
+    drawn = dict(zip(means, bootstrap_rates(errors, lengths, resamples, seed)))
+
+    teacher = by_name[roles.teacher].size if roles.teacher else None
+    rate = {name: mean.rate for name, mean in means.items()}
+    base, ceiling = roles.baseline, roles.ceiling
+    rows = []
+    for name, system in by_name.items():
+        sub, deleted, inserted, units = means[name].totals
+        runs = [run.rate for run in system.runs]
+        low, high = interval(drawn[name], confidence)
+        compared = base is not None and name != base
+        rows.append(
+            Row(
+                name=name,
+                rate=rate[name],
+                run_rates=runs,
+                spread=max(runs) - min(runs) if len(runs) > 1 else None,
+                deviation=float(np.std(runs, ddof=1)) if len(runs) > 1 else None,
+                substitutions=float(sub / units),
+                deletions=float(deleted / units),
+                insertions=float(inserted / units),
+                low=low,
+                high=high,
+                parameters=system.size.parameters if system.size else None,
+                bytes=system.size.bytes if system.size else None,
+                compression=(
+                    teacher.parameters / system.size.parameters
+                    if teacher and system.size
+                    else None
+                ),
+                reduction=(
+                    _ratio(rate[base] - rate[name], rate[base]) if compared else None
+                ),
+                p_value=(
+                    paired_p_value(drawn[name], drawn[base], rate[name] - rate[base])
+                    if compared
+                    else None
+                ),
+                apart=_apart(system, by_name[base]) if compared else None,
+                gap_closed=(
+                    _ratio(rate[base] - rate[name], rate[base] - rate[ceiling])
+                    if compared and ceiling and name not in (ceiling, roles.teacher)
+                    else None
+                ),
+            )
+        )
+    return rows
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def _apart(system: System, baseline: System) -> bool:
+    ours = [run.rate for run in system.runs]
+    theirs = [run.rate for run in baseline.runs]
+    return max(ours) < min(theirs) or min(ours) > max(theirs)
+
+
+def _check_roles(roles: Roles, by_name: dict[str, System]) -> None:
+    for role, name in vars(roles).items():
+        if name is not None and name not in by_name:
+            raise ValueError(
+                f"{role}: no system is called {name}; there are {', '.join(by_name)}"
+            )
+    if roles.ceiling and not roles.baseline:
+        raise ValueError(
+            "ceiling: a baseline is needed to measure the gap between them"
+        )
+    if roles.teacher and by_name[roles.teacher].size is None:
+        raise ValueError(
+            f"teacher: the model of {roles.teacher} is needed to compare sizes with it"
+        )

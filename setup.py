@@ -1,0 +1,63 @@
+"""Set-up of espnet_kd. What was tested is pinned in conf/constraints-{A,B}.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+
+def version() -> str:
+    """The version of the package, read without importing it."""
+    for line in (HERE / "espnet_kd" / "__init__.py").read_text().splitlines():
+        if line.startswith("__version__"):
+            return line.split('"')[1]
+    raise ValueError("espnet_kd/__init__.py: no line __version__ = ...")
+
+
+setup(
+    name="espnet_kd",
+    version=version(),
+    description="Knowledge distillation for ESPnet2 speech recognition",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["espnet_kd", "espnet_kd.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "espnet>=202412",
+        "humanfriendly",
+        "kaldialign>=0.9",
+        "lhotse>=1.33",
+        "matplotlib",
+        "numpy",
+        "pyyaml",
+        "scipy",
+        "sentencepiece",
+        "soundfile",
+        "torch>=1.13",
+        "torchaudio",  # ESPnet's front ends import it; ESPnet does not ask for it
+        "tqdm",
+    ],
+    extras_require={
+        # The only k2 on PyPI that can be imported: Linux, Python 3.10, torch 1.13.1.
+        # On a later Python pip installs it all the same, and its import fails.
+        "k2": [
+            "k2==1.23.4; python_version == '3.10' and platform_system == 'Linux'",
+        ],
+        "demo": ["espeakng-loader"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist"],
+        "lint": ["black", "isort", "ruff"],
+    },
+    keywords="speech recognition, knowledge distillation, ESPnet, k2, Lhotse",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

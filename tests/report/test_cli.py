@@ -1,0 +1,121 @@
+"""``python -m espnet_kd.bin.report`` on files, as a recipe calls it."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from espnet_kd.bin.report import main
+from espnet_kd.report.render import write_whole
+
+REF = "a one two three\nb four five\nc six\n"
+
+
+@pytest.fixture
+def exp(tmp_path):
+    files = {
+        "ref": REF,
+        "teacher": REF,
+        "student_1": "a one two\nb four nine\nc\n",
+        "student_2": "a one two\nb four five\nc\n",
+        "kd": "a one two three\nb four five\nc seven\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    torch.save({"w": torch.zeros(40, 100)}, tmp_path / "teacher.pth")
+    torch.save({"w": torch.zeros(4, 100)}, tmp_path / "student.pth")
+    return tmp_path
+
+
+def options(exp, *more: object) -> list[str]:
+    given = ["--ref", exp / "ref", "--hyp", "teacher", exp / "teacher"]
+    given += ["--hyp", "student", exp / "student_1", exp / "student_2"]
+    given += ["--hyp", "student+kd", exp / "kd", "--resamples", 200, *more]
+    return [str(option) for option in given]
+
+
+def test_table_json_and_plot(exp, capsys):
+    models = []
+    for name, path in ("teacher", "teacher"), ("student", "student"):
+        models += ["--model", name, exp / f"{path}.pth"]
+    roles = ["--teacher", "teacher", "--baseline", "student"]
+    output = exp / "report" / "test.md"
+    assert main(options(exp, *models, *roles, "--output", output)) == 0
+    table = output.read_text()
+    assert capsys.readouterr().out == table
+    lines = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in table.split("\n")[:5]
+    ]
+    cells = {row[0]: dict(zip(lines[0], row)) for row in lines[2:]}
+    student = cells["student (baseline)"]
+    assert student["WER %"] == "41.67"  # (3 + 2) errors / (2 x 6) words
+    assert student["S / D / I %"] == "8.33 / 33.33 / 0.00"
+    assert student["Spread"] == "16.67" and student["Compression"] == "10.0x"
+    assert cells["student+kd"]["WER %"] == "16.67"
+    assert cells["student+kd"]["WER reduction %"] == "60.0"
+
+    stored = json.loads(output.with_suffix(".json").read_text())
+    assert [s["name"] for s in stored["systems"]] == [
+        "teacher",
+        "student",
+        "student+kd",
+    ]
+    assert stored["systems"][1]["rate"] == pytest.approx(5 / 12)
+    assert stored["roles"]["baseline"] == "student"
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert len(os.listdir(output.parent)) == 3  # no temporary file is left
+
+
+def test_the_same_seed_gives_the_same_report(exp, capsys):
+    texts = []
+    for seed in (1, 1, 2):
+        main(options(exp, "--baseline", "student", "--seed", seed))
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_without_models_there_is_no_plot(exp):
+    assert main(options(exp, "--output", exp / "out" / "r.md")) == 0
+    assert sorted(os.listdir(exp / "out")) == ["r.json", "r.md"]
+
+
+def test_character_error_rate(exp, capsys):
+    assert main(options(exp, "--unit", "char")) == 0
+    table = capsys.readouterr().out
+    assert "CER %" in table and "WER" not in table
+
+
+def test_missing_utterances_stop_the_report(exp, capsys):
+    (exp / "kd").write_text("a one two three\nc seven\n")
+    assert main(options(exp, "--output", exp / "r.md")) == 1
+    message = capsys.readouterr().err
+    assert str(exp / "kd") in message and "have no hypothesis: b" in message
+    assert not (exp / "r.md").exists()
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--baseline", "studnet"], "no system is called studnet"),
+        (["--model", "other", "x.pth"], "there is no --hyp other"),
+        (["--hyp", "lonely"], "--hyp lonely: a name and at least one text"),
+        (["--hyp", "absent", "no/such/text"], "no/such/text"),
+        (["--confidence", "95"], "--confidence lies between 0 and 1"),
+    ],
+)
+def test_wrong_options_are_named(exp, capsys, more, message):
+    assert main(options(exp, *more)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    def fail(part):
+        part.write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "r.md").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "r.md", fail)
+    assert os.listdir(tmp_path) == ["r.md"]
+    assert (tmp_path / "r.md").read_text() == "old"

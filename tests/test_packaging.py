@@ -1,0 +1,133 @@
+"""setup.py, the constraint files and what the code imports agree."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What has another name on the index than when it is imported. humanfriendly is a
+# requirement of ESPnet, which hands out its functions.
+PACKAGES = {
+    "espnet2": "espnet",
+    "espeakng_loader": "espeakng-loader",
+    "yaml": "pyyaml",
+}
+NOT_ON_THE_INDEX = {"warprnnt_pytorch"}  # a stand-in of ours serves
+
+
+def requirements() -> dict[str, list[str]]:
+    """The requirements of setup.py, "" for the package and one key for each extra."""
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup"
+    )
+    values = {keyword.arg: keyword.value for keyword in call.keywords}
+    return {
+        "": ast.literal_eval(values["install_requires"]),
+        **ast.literal_eval(values["extras_require"]),
+    }
+
+
+def name_of(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def imported() -> set[str]:
+    """The modules of others that the package imports, wherever in a file."""
+    found = set()
+    for path in (ROOT / "espnet_kd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"espnet_kd"} - NOT_ON_THE_INDEX
+
+
+def test_every_import_is_required():
+    required = {name_of(r) for kind in ("", "k2", "demo") for r in requirements()[kind]}
+    lacking = {PACKAGES.get(name, name) for name in imported()} - required
+    assert not lacking, f"imported, but not in setup.py: {sorted(lacking)}"
+
+
+@pytest.mark.parametrize("environment", ["A", "B"])
+def test_every_requirement_is_pinned(environment):
+    lines = (ROOT / "conf" / f"constraints-{environment}.txt").read_text().split("\n")
+    lines = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    pinned = {name_of(line) for line in lines}
+    required = {name_of(r) for kind in requirements().values() for r in kind}
+    required -= {"k2"} if environment == "B" else set()
+    assert required <= pinned
+    assert ("k2" in pinned) == (environment == "A")
+
+
+def test_every_folder_is_a_package():
+    folders = {path.parent for path in (ROOT / "espnet_kd").rglob("*.py")}
+    assert not [f for f in folders if not (f / "__init__.py").exists()]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The files that build an environment, without a Python 3.10 or 3.11 around them."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "cat", "cksum", "rm", "mv"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    return tmp_path
+
+
+def put_python(checkout: Path, name: str, answer: str) -> None:
+    """A program called ``name`` that prints ``answer`` and does nothing else."""
+    program = checkout / "tools" / name
+    program.write_text(f"#!{shutil.which('bash')}\n{answer}\n")
+    program.chmod(0o755)
+
+
+def build(checkout: Path, *name: str) -> subprocess.CompletedProcess:
+    environment = {
+        "PATH": str(checkout / "tools"),
+        "HOME": str(checkout),
+        "PYENV_ROOT": str(checkout / "pyenv"),
+    }
+    command = [str(checkout / "conf" / "build_env.sh"), *name]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_shim_that_fails_is_no_python(checkout):
+    put_python(checkout, "python3.10", "echo 'pyenv: command not found' >&2; exit 127")
+    done = build(checkout, "A")
+    assert done.returncode == 1 and "ENV=B" in done.stderr
+    assert done.stdout == ""
+
+
+def test_without_python_3_10_one_line_says_what_lacks(checkout):
+    # A Python that gives its version, and fails as soon as it is to build something.
+    put_python(checkout, "python3.11", '[ "$1" = -c ] && echo 3.11')
+    done = build(checkout)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "k2" in line]
+    assert "torch backend" in line and "k2-pruned students" in line
+    # Who asked for B by name knows.
+    assert "torch backend" not in build(checkout, "B").stderr
+
+
+def test_pyenv_is_searched(checkout):
+    folder = checkout / "pyenv" / "versions" / "3.10.99" / "bin"
+    folder.mkdir(parents=True)
+    put_python(checkout, "made-up", '[ "$1" = -c ] && echo 3.10')
+    (checkout / "tools" / "made-up").rename(folder / "python")
+    assert f"with {folder / 'python'}" in build(checkout).stderr
+
+
+def test_an_unknown_environment_is_refused(checkout):
+    done = build(checkout, "C")
+    assert done.returncode == 1 and "'C' is unknown: A or B" in done.stderr
