@@ -3,7 +3,7 @@
 Everything here is a plain loop over one node, one frame or one alignment, written from
 the formulas of the papers and independent of the code under test: neither espnet_kd nor
 torch is imported. Notation: z logits, T temperature, p = softmax(z / T) the student,
-q the teacher. A lattice has T frames and U labels; an *exit* is one way to leave a node.
+q the teacher. A lattice has T frames and U labels; an *exit* is a way to leave a node.
 """
 
 import itertools

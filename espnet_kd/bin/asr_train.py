@@ -2,6 +2,7 @@
 """Train a student (or, without `kd_conf`, a stock model) of ESPnet's `asr` task."""
 
 from espnet_kd.tasks.asr import ASRKDTask
+from espnet_kd.tasks.options import ConfigurationError
 
 
 def get_parser():
@@ -11,7 +12,10 @@ def get_parser():
 
 def main(cmd=None):
     """Train; takes the command line of `espnet2.bin.asr_train`."""
-    ASRKDTask.main(cmd=cmd)
+    try:
+        ASRKDTask.main(cmd=cmd)
+    except ConfigurationError as error:
+        raise SystemExit(f"asr_train: {error}") from error
 
 
 if __name__ == "__main__":

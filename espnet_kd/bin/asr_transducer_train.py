@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Train a student (or, without `kd_conf`, a stock model) of ESPnet's `asr_transducer` task."""
+"""Train a student (without `kd_conf` a stock model) of ESPnet's `asr_transducer`."""
 
 from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
+from espnet_kd.tasks.options import ConfigurationError
 
 
 def get_parser():
@@ -11,7 +12,10 @@ def get_parser():
 
 def main(cmd=None):
     """Train; takes the command line of `espnet2.bin.asr_transducer_train`."""
-    ASRTransducerKDTask.main(cmd=cmd)
+    try:
+        ASRTransducerKDTask.main(cmd=cmd)
+    except ConfigurationError as error:
+        raise SystemExit(f"asr_transducer_train: {error}") from error
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(cmd: list[str] | None = None) -> None:
             args.data_dir, args.output_dir, args.fs, args.speed_perturb_factors
         )
     except (OSError, ValueError) as error:
-        raise SystemExit(f"format_data: {error}")
+        raise SystemExit(f"format_data: {error}") from error
     print(f"{args.output_dir}: {number} utterances")
 
 

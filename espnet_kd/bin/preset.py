@@ -78,7 +78,7 @@ def main(cmd: list[str] | None = None) -> None:
     try:
         args.run(args)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"preset: {error}")
+        raise SystemExit(f"preset: {error}") from error
 
 
 if __name__ == "__main__":

@@ -49,9 +49,17 @@ def pieces(vocab: Path) -> list[str]:
 def characters(text: Path, folder: Path, symbols: str, cleaner: str) -> list[str]:
     """The characters of a text by falling count, as ESPnet's tokenizer splits it."""
     output = folder / "characters"
-    command = f"--token_type char --input {text} --field 2- --output {output}"
-    command += f" --non_linguistic_symbols {symbols} --cleaner {cleaner} --g2p none"
-    tokenize_text((command + " --write_vocabulary true").split())
+    options = dict(
+        token_type="char",
+        input=text,
+        field="2-",
+        output=output,
+        non_linguistic_symbols=symbols,
+        cleaner=cleaner,
+        g2p="none",
+        write_vocabulary="true",
+    )
+    tokenize_text([f"--{name}={value}" for name, value in options.items()])
     return output.read_text(encoding="utf-8").splitlines()
 
 
@@ -96,7 +104,7 @@ def main(cmd: list[str] | None = None) -> None:
     try:
         make_token_list(get_parser().parse_args(cmd))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"token_list: {error}")
+        raise SystemExit(f"token_list: {error}") from error
 
 
 if __name__ == "__main__":

@@ -27,8 +27,10 @@ def nodes_of(model: torch.nn.Module) -> set[str]:
     if frame_layer(model) is not None:
         nodes.add("frames")
     if getattr(model, "joint_network", None) is not None:
-        nodes.update(("lattice", "path"))
-    elif model.decoder is not None:
+        # Blanks of several frames make another lattice.
+        if not getattr(model, "transducer_multi_blank_durations", None):
+            nodes.update(("lattice", "path"))
+    elif model.decoder is not None and hasattr(model, "criterion_att"):
         nodes.add("tokens")
     return nodes
 
@@ -40,7 +42,17 @@ def frame_layer(model: torch.nn.Module) -> torch.nn.Linear | None:
 
 
 def frame_rate(model: torch.nn.Module, sampling_rate: int) -> float:
-    """Encoder frames per second, measured on noise of 10 and 20 seconds."""
+    """Encoder frames per second, measured on noise of 10 and 20 seconds.
+
+    Raises:
+        ValueError: the model reads features; teachers read the student's waveform.
+    """
+    if model.frontend is None:
+        raise ValueError(
+            "frontend: a model without one reads features, not the waveform that "
+            "student and teachers share; train it from raw audio, or use "
+            "sequence-level KD (teacher_decode and kd_set)"
+        )
     parameter = next(model.parameters())
     training = model.training
     model.eval()

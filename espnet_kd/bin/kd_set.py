@@ -1,0 +1,273 @@
+"""Build the KD training set from decoded shards: a data folder that ESPnet trains from.
+
+    python -m espnet_kd.bin.kd_set --labelled_data_dir dump/raw/train_100 \\
+        --unlabelled exp/kd/hyps.*.jsonl --nbest 4 --weights error_weighted --beta 2 \\
+        --max_expected_wer 0.3 --output_dir dump/raw/train_kd
+
+Writes wav.scp, text, utt2spk, spk2utt, utt2num_samples, feats_type, kd_weight (for
+ESPnet's data type text_float), kd_cuts.jsonl.gz and stats.json; with --shape_dir the
+shape files of its training too, so that no statistics stage is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from espnet_kd.data.kaldi import cuts_from_kaldi, read_table
+from espnet_kd.targets import fingerprint as fp
+from espnet_kd.targets.hypotheses import read_cuts
+from espnet_kd.targets.kd_set import STATS, KDSet, Recipe, build, swap
+from espnet_kd.targets.selection import WEIGHTS, Filters, Weighting
+from espnet_kd.targets.shapes import Tokenization, shape_files, write_shapes
+
+TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2num_samples")
+
+
+def none_or_str(text: str) -> str | None:
+    """ESPnet writes an absent value as "none"."""
+    return None if text.lower() in ("none", "null", "") else text
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--labelled",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="shards of teacher_decode whose audio has references",
+    )
+    data.add_argument(
+        "--unlabelled",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="shards of teacher_decode; a text that they may have is not used",
+    )
+    data.add_argument(
+        "--labelled_data_dir",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="Kaldi data folders with references that need no decoding (weight 1)",
+    )
+    data.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    data.add_argument(
+        "--reference_text",
+        type=Path,
+        help="Kaldi text of unlabelled utterances, only to print the pseudo-label WER",
+    )
+    targets = parser.add_argument_group("targets")
+    targets.add_argument(
+        "--labelled_targets",
+        choices=("reference", "hypotheses", "both"),
+        default="reference",
+        help="what --labelled utterances are trained on",
+    )
+    targets.add_argument(
+        "--nbest", type=int, default=1, help="hypotheses per utterance"
+    )
+    targets.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="uniform",
+        help="1/K; softmax over K of posterior_scale * score; or that times "
+        "exp(-beta * WER), with the expected WER where there is no reference",
+    )
+    targets.add_argument(
+        "--posterior_scale",
+        type=float,
+        help="0 is uniform; default: 1 with posterior, 0 with error_weighted",
+    )
+    targets.add_argument("--beta", type=float, default=1.0, help="for error_weighted")
+    filters = parser.add_argument_group("filters of hypotheses (fractions, not %)")
+    filters.add_argument("--max_wer", type=float, help="where there is a reference")
+    filters.add_argument(
+        "--max_expected_wer",
+        type=float,
+        help="where there is none: posterior-weighted WER against the rest of the list",
+    )
+    filters.add_argument("--min_posterior", type=float, help="within the list")
+    filters.add_argument(
+        "--min_length_ratio",
+        type=float,
+        help="words per second over their median in the 1-best of all utterances",
+    )
+    filters.add_argument("--max_length_ratio", type=float, help="the same, upwards")
+    shapes = parser.add_argument_group("shape files for ESPnet training")
+    shapes.add_argument("--shape_dir", type=Path, help="where to write them")
+    shapes.add_argument("--token_list", type=none_or_str, help="of the student")
+    shapes.add_argument(
+        "--token_type",
+        default="bpe",
+        choices=("bpe", "char", "word", "phn"),
+        help="as in asr.sh",
+    )
+    shapes.add_argument("--bpemodel", type=none_or_str, help="as in asr.sh")
+    shapes.add_argument("--cleaner", type=none_or_str, help="as in asr.sh")
+    shapes.add_argument("--g2p", type=none_or_str, help="as in asr.sh")
+    shapes.add_argument(
+        "--non_linguistic_symbols", type=none_or_str, help="nlsyms_txt of asr.sh"
+    )
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse, build, report; exits 1 with one line at a fault of the input."""
+    try:
+        run(get_parser().parse_args(cmd))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"kd_set: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Build the set unless it stands there already, made from the same."""
+    check(args)
+    tokenization = tokenization_of(args)
+    options = describe(args)
+    if is_done(args, options, tokenization):
+        print(f"{args.output_dir}: is there already, made with the same options")
+        return
+    kd_set = KDSet(recipe_of(args))
+    new, stats = build(kd_set, args.output_dir, options)
+    if tokenization is not None:  # before the folder: its stats.json means "complete"
+        write_shapes(args.shape_dir, kd_set.num_samples, kd_set.texts, tokenization)
+    swap(new, args.output_dir)
+    print(report(stats, args.output_dir))
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that do not fit together, before anything is read."""
+    if not (args.labelled or args.unlabelled or args.labelled_data_dir):
+        raise ValueError("give --labelled, --unlabelled or --labelled_data_dir")
+    if args.nbest < 1:
+        raise ValueError(f"nbest={args.nbest}: at least 1 is wanted")
+    for name in (
+        "beta",
+        "posterior_scale",
+        "max_wer",
+        "max_expected_wer",
+        "min_posterior",
+        "min_length_ratio",
+        "max_length_ratio",
+    ):
+        value = getattr(args, name)
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name}={value}: a number from 0 on is wanted")
+    if args.shape_dir is not None and args.token_list is None:
+        raise ValueError("--shape_dir needs --token_list")
+    if args.shape_dir is not None and args.token_type == "bpe" and not args.bpemodel:
+        raise ValueError("--shape_dir with --token_type bpe needs --bpemodel")
+    out = args.output_dir
+    if out.exists() and not (out / STATS).is_file() and any(out.iterdir()):
+        raise ValueError(
+            f"{out}: exists and was not made by kd_set (no {STATS}); give another "
+            "--output_dir"
+        )
+
+
+def tokenization_of(args: argparse.Namespace) -> Tokenization | None:
+    """How texts become tokens, None where no shape files are wanted."""
+    if args.shape_dir is None:
+        return None
+    return Tokenization(
+        token_type=args.token_type,
+        token_list=args.token_list,
+        bpemodel=args.bpemodel,
+        cleaner=args.cleaner,
+        g2p=args.g2p,
+        non_linguistic_symbols=args.non_linguistic_symbols,
+    )
+
+
+def describe(args: argparse.Namespace) -> dict[str, Any]:
+    """Options, hashes of every input and the teachers: what decides the result."""
+    options = {
+        key: [str(v) for v in value] if isinstance(value, list) else value
+        for key, value in vars(args).items()
+    }
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+    inputs = [*args.labelled, *args.unlabelled]
+    for folder in args.labelled_data_dir:
+        inputs += [folder / name for name in TABLES if (folder / name).is_file()]
+    for path in (args.reference_text, args.token_list, args.bpemodel):
+        inputs += [path] if path is not None else []
+    options["inputs"] = {str(path): fp.hash_file(path) for path in inputs}
+    options["teachers"] = {
+        name: fp.common_part(getattr(args, name)) for name in ("labelled", "unlabelled")
+    }
+    options["versions"] = fp.code_versions()
+    return options
+
+
+def is_done(
+    args: argparse.Namespace,
+    options: dict[str, Any],
+    tokenization: Tokenization | None,
+) -> bool:
+    """Whether the output stands there complete, made from the same."""
+    stats = args.output_dir / STATS
+    if not stats.is_file():
+        return False
+    if tokenization is not None and not all(
+        path.is_file() for path in shape_files(args.shape_dir, tokenization)
+    ):
+        return False
+    old = json.loads(stats.read_text(encoding="utf-8"))["options"]
+    return not list(fp.differences(old, json.loads(json.dumps(options))))
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that the options describe."""
+    true_texts = args.reference_text and dict(read_table(args.reference_text))
+    return Recipe(
+        labelled=[read_cuts(path) for path in args.labelled],
+        unlabelled=[read_cuts(path) for path in args.unlabelled],
+        references=[cuts_from_kaldi(path) for path in args.labelled_data_dir],
+        labelled_targets=args.labelled_targets,
+        nbest=args.nbest,
+        filters=Filters(
+            max_wer=args.max_wer,
+            max_expected_wer=args.max_expected_wer,
+            min_posterior=args.min_posterior,
+            min_length_ratio=args.min_length_ratio,
+            max_length_ratio=args.max_length_ratio,
+        ),
+        weighting=Weighting(args.weights, args.posterior_scale, args.beta),
+        true_texts=true_texts,
+    )
+
+
+def report(stats: dict[str, Any], output_dir: Path) -> str:
+    """What each filter kept, the weights and the WER of the pseudo-labels, as text."""
+    lines = [f"{'':12}{'left after':18}{'targets':>10}{'utterances':>12}{'hours':>9}"]
+    for group, rows in stats["steps"].items():
+        for step, row in rows.items():
+            lines.append(
+                f"{group:12}{step:18}{row['targets']:>10}{row['utterances']:>12}"
+                f"{row['hours']:>9.2f}"
+            )
+            group = ""
+    lines += ["", "weight    targets"]
+    counts = stats["weight_histogram"]
+    for name, count in counts.items():
+        bar = "#" * round(40 * count / max(counts.values()))
+        lines.append(f"{name:8}{count:>9} {bar}".rstrip())
+    for when, rate in stats["pseudo_label_wer"].items():
+        if rate is not None:
+            lines.append(f"WER of the pseudo-labels {when} the filters: {rate:.2%}")
+    lines.append(f"{output_dir}: {stats['targets']} targets")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

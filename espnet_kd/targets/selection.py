@@ -1,0 +1,230 @@
+"""Which hypotheses become training targets, and with what weight.
+
+    n-best list -> merge equal texts -> drop empty text -> filters -> K best -> weights
+
+Every filter looks at one hypothesis; an utterance goes when none is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+
+from espnet_kd.losses import error_weights, posterior_weights
+from espnet_kd.targets.hypotheses import Hypothesis, expected_wer, hypotheses_of
+
+WEIGHTS = ("uniform", "posterior", "error_weighted")
+
+
+class Target(NamedTuple):
+    """One training target of an utterance; rank 0 is the reference, else the list's."""
+
+    text: str
+    weight: float
+    rank: int
+
+
+class Candidate(NamedTuple):
+    """A hypothesis that stands for election, with its place in the list (from 1).
+
+    Attributes:
+        error: its WER, or where there is no reference its expected WER.
+        words_per_second: of its text in this utterance.
+    """
+
+    rank: int
+    hypothesis: Hypothesis
+    error: float
+    words_per_second: float
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Bounds on a hypothesis, all inclusive; None is no bound.
+
+    Attributes:
+        max_wer: of hypotheses with a reference.
+        max_expected_wer: of hypotheses without (`hypotheses.expected_wer`).
+        min_posterior: of the merged hypothesis within the whole n-best list.
+        min_length_ratio, max_length_ratio: words per second over their median, which is
+            taken over the 1-best of every decoded utterance (looping and truncated
+            hypotheses are far from it).
+    """
+
+    max_wer: float | None = None
+    max_expected_wer: float | None = None
+    min_posterior: float | None = None
+    min_length_ratio: float | None = None
+    max_length_ratio: float | None = None
+
+    def steps(
+        self, labelled: bool, median: float
+    ) -> Iterator[tuple[str, Callable[[Candidate], bool]]]:
+        """Yield (name, test) of each filter that is on, in the order of use."""
+        name = "max_wer" if labelled else "max_expected_wer"
+        most = getattr(self, name)
+        if most is not None:
+            yield name, lambda c: c.error <= most
+        if self.min_posterior is not None:
+            yield "min_posterior", lambda c: (
+                c.hypothesis.posterior >= self.min_posterior
+            )
+        if self.min_length_ratio is not None:
+            yield "min_length_ratio", lambda c: (
+                c.words_per_second >= self.min_length_ratio * median
+            )
+        if self.max_length_ratio is not None:
+            yield "max_length_ratio", lambda c: (
+                c.words_per_second <= self.max_length_ratio * median
+            )
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Weights over the K hypotheses of an utterance that are kept.
+
+        uniform          1 / K                                          (Mun'im 2018)
+        posterior        softmax over K of posterior_scale * score
+        error_weighted   the same softmax * exp(-beta * WER)            (Kim 2019)
+
+    Attributes:
+        posterior_scale: None is 1 for `posterior` and 0 (1 / K) for `error_weighted`.
+        beta: sharpness of `error_weighted`; 0 leaves the softmax as it is.
+    """
+
+    name: str = "uniform"
+    posterior_scale: float | None = None
+    beta: float = 1.0
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
+        """One weight for each candidate of one utterance."""
+        scale = self.posterior_scale
+        if self.name == "uniform":
+            scale = 0.0
+        elif scale is None:
+            scale = 1.0 if self.name == "posterior" else 0.0
+        scores = [each.hypothesis.score for each in candidates]
+        weights = posterior_weights(
+            torch.tensor([scores], dtype=torch.float64),
+            scale,
+            torch.tensor([len(scores)]),
+        )[0]
+        if self.name == "error_weighted":
+            errors = [each.error for each in candidates]
+            weights = weights * error_weights(
+                torch.tensor(errors, dtype=torch.float64), self.beta
+            )
+        return weights.tolist()
+
+
+def merge_texts(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Merge hypotheses of equal words; posteriors and probabilities add.
+
+    Different tokens often spell the same words. The first one keeps its place.
+    """
+    merged: dict[str, Hypothesis] = {}
+    for each in hypotheses:
+        text = " ".join(each.text.split())
+        if text in merged:
+            first = merged[text]
+            merged[text] = replace(
+                first,
+                score=float(np.logaddexp(first.score, each.score)),
+                posterior=first.posterior + each.posterior,
+            )
+        else:
+            merged[text] = replace(each, text=text)
+    return list(merged.values())
+
+
+def candidates_of(cut: Cut, labelled: bool) -> list[Candidate]:
+    """The merged n-best list of a cut; texts of unlabelled cuts are never looked at.
+
+    Raises:
+        ValueError: the cut was not decoded, or is called labelled and has no WER.
+    """
+    hypotheses = merge_texts(hypotheses_of(cut))
+    if labelled:
+        errors = [each.wer for each in hypotheses]
+        if None in errors:
+            raise ValueError(
+                f"cut {cut.id}: decoded without a reference; give its shard as "
+                "--unlabelled"
+            )
+    else:
+        errors = expected_wer(hypotheses)
+    return [
+        Candidate(rank, each, error, len(each.text.split()) / cut.duration)
+        for rank, (each, error) in enumerate(zip(hypotheses, errors), 1)
+    ]
+
+
+def median_words_per_second(cuts: Iterable[Cut]) -> float:
+    """Median over the 1-best of all cuts that have one with words."""
+    rates = []
+    for cut in cuts:
+        hypotheses = hypotheses_of(cut)
+        words = len(hypotheses[0].text.split()) if hypotheses else 0
+        if words:
+            rates.append(words / cut.duration)
+    return float(np.median(rates)) if rates else 0.0
+
+
+class Counter:
+    """How many targets, utterances and hours are left after each step."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[float]] = {}
+
+    def add(self, step: str, targets: int, seconds: float) -> None:
+        """Count one utterance of which `targets` are left after `step`."""
+        row = self.rows.setdefault(step, [0, 0, 0.0])
+        if targets:
+            row[0] += targets
+            row[1] += 1
+            row[2] += seconds / 3600
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """{step: {targets, utterances, hours}}, in the order of the steps."""
+        names = ("targets", "utterances", "hours")
+        return {step: dict(zip(names, row)) for step, row in self.rows.items()}
+
+
+def select(
+    cut: Cut,
+    *,
+    labelled: bool,
+    filters: Filters,
+    median: float,
+    nbest: int,
+    weighting: Weighting,
+    counter: Counter,
+) -> list[Target]:
+    """The hypotheses of one cut that become targets, best first."""
+    counter.add("decoded", len(hypotheses_of(cut)), cut.duration)
+    kept = candidates_of(cut, labelled)
+    counter.add("merge_texts", len(kept), cut.duration)
+    kept = [each for each in kept if each.hypothesis.text]
+    counter.add("drop_empty", len(kept), cut.duration)
+    for name, test in filters.steps(labelled, median):
+        kept = [each for each in kept if test(each)]
+        counter.add(name, len(kept), cut.duration)
+    kept = kept[:nbest]
+    counter.add("nbest", len(kept), cut.duration)
+    if not kept:
+        return []
+    return [
+        Target(each.hypothesis.text, weight, each.rank)
+        for each, weight in zip(kept, weighting(kept))
+    ]
+
+
+def merge_reference(reference: str, targets: Sequence[Target]) -> list[Target]:
+    """The reference with weight 1, then the hypotheses; one of its words joins it."""
+    same = sum(target.weight for target in targets if target.text == reference)
+    others = [target for target in targets if target.text != reference]
+    return [Target(reference, 1.0 + same, 0), *others]

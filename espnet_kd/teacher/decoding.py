@@ -1,0 +1,286 @@
+"""N-best decoding with ESPnet's own searches, one utterance at a time."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+
+import numpy as np
+import yaml
+
+from espnet_kd.teacher.loading import TaskName, read_config, task_of
+
+INFERENCE = {
+    "asr": "espnet2.bin.asr_inference",
+    "asr_transducer": "espnet2.bin.asr_transducer_inference",
+}
+SEARCH = {
+    "asr": ("transducer_conf", "espnet2.asr.transducer.beam_search_transducer"),
+    "asr_transducer": (
+        "beam_search_config",
+        "espnet2.asr_transducer.beam_search_transducer",
+    ),
+}
+# Keys that decode YAMLs hold for the job rather than for the search.
+JOB_KEYS = ("ngpu", "seed", "num_workers", "log_level", "batch_size")
+# Keys that the teacher stage sets itself from its own options.
+OWN_KEYS = (
+    "asr_train_config",
+    "asr_model_file",
+    "lm_train_config",
+    "lm_file",
+    "ngram_file",
+    "device",
+)
+# Keys whose searches return something other than the n-best list of one speaker.
+NOT_NBEST_KEYS = ("enh_s2t_task", "multi_asr", "streaming")
+
+
+class SearchResult(NamedTuple):
+    """One entry of a search's n-best list.
+
+    Attributes:
+        text: detokenised words, as stock inference writes them.
+        token_ids: without <sos>, <eos> and blank.
+        score: total log-probability of the search, LM and other scorers included.
+        lm_score: the LM's log-probability, unweighted; None without LM and for
+            transducers, whose searches do not keep it apart.
+    """
+
+    text: str
+    token_ids: list[int]
+    score: float
+    lm_score: float | None = None
+
+
+def sampling_rate(config: Mapping[str, Any], path: str | Path = "config.yaml") -> int:
+    """The rate in Hz of the audio that a teacher takes, by its configuration.
+
+    Raises:
+        ValueError: the teacher takes features, not audio.
+    """
+    import humanfriendly
+
+    if config.get("input_size") is not None:
+        raise ValueError(
+            f"{path}: input_size={config['input_size']}: this teacher takes features, "
+            "not audio; only teachers with a frontend (feats_type raw) can decode cuts"
+        )
+    rate = (config.get("frontend_conf") or {}).get("fs", 16000)
+    return humanfriendly.parse_size(rate) if isinstance(rate, str) else int(rate)
+
+
+def read_options(
+    config: Mapping[str, Any],
+    task: TaskName,
+    inference_config: str | Path | None = None,
+    nbest: int | None = None,
+) -> dict[str, Any]:
+    """The search options of an ESPnet decode YAML, n-best size settled.
+
+    The transducer search of task `asr` has an n-best size of its own, which is 1 unless
+    `transducer_conf` sets it; it always gets the size that is asked for.
+
+    Args:
+        config: of the teacher.
+        inference_config: YAML; None: the defaults of stock inference.
+        nbest: overrides the YAML's; None: the YAML's, else 1.
+
+    Raises:
+        FileNotFoundError: no such YAML.
+        ValueError: the YAML is no mapping, or asks for batched search.
+    """
+    options: dict[str, Any] = {}
+    if inference_config is not None:
+        if not Path(inference_config).is_file():
+            raise FileNotFoundError(
+                f"{inference_config}: no such file; give a decode configuration of "
+                "ESPnet, say conf/decode_asr.yaml"
+            )
+        text = Path(inference_config).read_text(encoding="utf-8")
+        options = yaml.safe_load(text) or {}
+        if not isinstance(options, dict):
+            raise ValueError(f"{inference_config}: not a list of `key: value`")
+    if options.get("batch_size", 1) > 1:
+        raise ValueError(
+            f"{inference_config}: batch_size={options['batch_size']}: ESPnet's "
+            "searches take one utterance at a time; set it to 1 or leave it out"
+        )
+    options = {key: value for key, value in options.items() if key not in JOB_KEYS}
+
+    search_key = SEARCH[task][0]
+    search = dict(options.get(search_key) or {})
+    size = nbest or options.get("nbest") or search.get("nbest") or 1
+    search.pop("nbest", None)
+    options["nbest"] = size
+    if task == "asr" and config.get("decoder") == "transducer":
+        search["nbest"] = size
+    if search:
+        options[search_key] = search
+    return options
+
+
+class TeacherDecoder:
+    """A trained ESPnet model with its stock search: samples in, n-best list out.
+
+    Args:
+        config: config.yaml of the teacher.
+        model_file: its checkpoint.
+        options: search options, as `read_options` gives them.
+        lm_train_config, lm_file, ngram_file: language models of the search.
+        device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: an option that the stock search does not know, or a teacher whose
+            tokens cannot be turned into words.
+        FileNotFoundError: a file that the configuration names is missing.
+    """
+
+    def __init__(
+        self,
+        config: str | Path,
+        model_file: str | Path,
+        options: Mapping[str, Any],
+        *,
+        lm_train_config: str | None = None,
+        lm_file: str | None = None,
+        ngram_file: str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        from espnet2.asr_transducer.utils import TooShortUttError as TooShortTransducer
+        from espnet2.tasks.asr import ASRTask
+        from espnet2.tasks.asr_transducer import ASRTransducerTask
+        from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+
+        from espnet_kd import standin
+
+        standin.install()
+        self.task = task_of(config)
+        speech2text = importlib.import_module(INFERENCE[self.task]).Speech2Text
+        check_options(options, self.task)
+        _check_beam(options, speech2text, len(read_config(config)["token_list"]))
+        models = {"lm_train_config": lm_train_config, "lm_file": lm_file}
+        if self.task == "asr":
+            models["ngram_file"] = ngram_file
+        elif ngram_file is not None:
+            raise ValueError(
+                f"ngram_file={ngram_file}: the searches of task asr_transducer take no "
+                "n-gram; use a neural LM (lm_file) or a teacher of task asr"
+            )
+        try:
+            self.speech2text = speech2text(
+                asr_train_config=str(config),
+                asr_model_file=str(model_file),
+                device=device,
+                **models,
+                **options,
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{config}: it needs {error.filename}, which is not found from the "
+                "current folder; run from the recipe folder of the teacher"
+            ) from error
+        if self.speech2text.tokenizer is None:
+            raise ValueError(
+                f"{config}: token_type or bpemodel is not set, so token ids cannot be "
+                "turned into words; add them to the configuration"
+            )
+        task = ASRTask if self.task == "asr" else ASRTransducerTask
+        self.preprocess = task.build_preprocess_fn(
+            self.speech2text.asr_train_args, False
+        )
+        self.too_short = (TooShortUttError, TooShortTransducer)
+        self.min_samples = _padding(read_config(config)) + 1
+
+    def __call__(self, samples: np.ndarray) -> list[SearchResult]:
+        """Decode one utterance of float32 samples (N,), full scale 1.0.
+
+        Returns:
+            The n-best list in the search's order, without duplicates; empty where the
+            utterance is too short or the search found nothing.
+        """
+        if len(samples) < self.min_samples:
+            return []
+        if self.preprocess is not None:  # volume normalisation, where it was trained so
+            samples = self.preprocess("utterance", {"speech": samples})["speech"]
+        try:
+            found = self.speech2text(samples)
+        except self.too_short:
+            return []
+        if isinstance(found, tuple):  # intermediate CTC outputs come along
+            found = found[0]
+        if self.task == "asr_transducer":
+            found = self.speech2text.hypotheses_to_results(found)
+        return merge_duplicates(
+            [
+                SearchResult(text, list(ids), float(hyp.score), _lm_score(hyp))
+                for text, _, ids, hyp in found
+            ]
+        )
+
+
+def check_options(options: Mapping[str, Any], task: TaskName) -> None:
+    """Refuse search options that stock inference of `task` does not know.
+
+    Raises:
+        ValueError: with the unknown keys and the list of known ones.
+    """
+    search_key, search_module = SEARCH[task]
+    speech2text = importlib.import_module(INFERENCE[task]).Speech2Text
+    _check_keys(f"inference_config ({task})", options, speech2text)
+    search = importlib.import_module(search_module).BeamSearchTransducer
+    _check_keys(search_key, options.get(search_key) or {}, search)
+
+
+def _check_keys(where: str, options: Mapping[str, Any], target: type) -> None:
+    known = set(inspect.signature(target.__init__).parameters)
+    known -= {"self", *OWN_KEYS, *NOT_NBEST_KEYS}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"{where}: {', '.join(unknown)}: no option of an n-best search with this "
+            f"teacher; known are {', '.join(sorted(known))}"
+        )
+
+
+def _check_beam(options: Mapping[str, Any], target: type, size: int) -> None:
+    """A beam wider than the vocabulary breaks ESPnet's first search step."""
+    default = inspect.signature(target.__init__).parameters["beam_size"].default
+    beam = options.get("beam_size", default)
+    if beam > size:
+        raise ValueError(
+            f"inference_config: beam_size={beam} (ESPnet's default is {default}) is "
+            f"wider than the teacher's token list of {size}; set it to {size} or less"
+        )
+
+
+def merge_duplicates(results: list[SearchResult]) -> list[SearchResult]:
+    """Merge entries of equal token ids; their probabilities add.
+
+    Transducer searches return the same tokens several times, each with the score of
+    other alignments. The place of the first one is kept.
+    """
+    merged: dict[tuple[int, ...], SearchResult] = {}
+    for result in results:
+        key = tuple(result.token_ids)
+        if key in merged:
+            total = float(np.logaddexp(merged[key].score, result.score))
+            merged[key] = merged[key]._replace(score=total)
+        else:
+            merged[key] = result
+    return list(merged.values())
+
+
+def _lm_score(hypothesis: Any) -> float | None:
+    score = (getattr(hypothesis, "scores", None) or {}).get("lm")
+    return None if score is None else float(score)
+
+
+def _padding(config: Mapping[str, Any]) -> int:
+    """Samples that the centred STFT reflects at each end; fewer cannot be reflected."""
+    frontend = config.get("frontend_conf") or {}
+    if (config.get("frontend") or "default") != "default":
+        return 0
+    return frontend.get("n_fft", 512) // 2
