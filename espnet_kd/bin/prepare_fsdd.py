@@ -9,7 +9,7 @@ from espnet_kd.data import digits
 from espnet_kd.data.sets import Utterance, add_options, prepare
 
 SIZES = {
-    "train_teacher": 1500,
+    "train_teacher": 3000,
     "train_labelled": 375,
     "train_unlabelled": 1500,
     "valid": 150,

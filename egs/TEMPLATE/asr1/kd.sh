@@ -52,13 +52,15 @@ pretrained_model=         # Start the students from this checkpoint.
 feats_normalize=global_mvn # Normalisation of features.
 asr_speech_fold_length=800 # Fold length of speech.
 asr_text_fold_length=150   # Fold length of text.
+ignore_init_mismatch=false # Whether pretrained_model may lack parts.
+num_splits_asr=1           # Only 1.
 
 # Teacher
-teacher_task=             # Task of stage 5 (default: asr_task).
+teacher_task=             # asr or asr_transducer (default: told by teacher_exp, else asr_task).
 teacher_asr_config=       # Training configuration of stage 5.
 teacher_asr_args=         # More options of its training.
 teacher_exp=              # Trained teachers, a list (default: made in stage 5).
-teacher_model=valid.loss.ave.pth # Checkpoint in each.
+teacher_model=valid.acc.ave.pth # Checkpoint in each.
 teacher_weights=          # Weight of each teacher (default: equal).
 teacher_inference_config= # Search of stage 6.
 teacher_inference_args=   # More options of espnet_kd.bin.teacher_decode.
@@ -74,7 +76,24 @@ kd_set_args=          # More options of espnet_kd.bin.kd_set.
 inference_config=         # Search.
 inference_args=           # More options of decoding.
 inference_tag=            # Name of decoding (default: from inference_config).
-inference_asr_model=valid.loss.ave.pth # Checkpoint to decode with.
+inference_asr_model=valid.acc.ave.pth # Checkpoint to decode with.
+batch_size=1              # Utterances at a time in decoding.
+
+# Options of asr.sh that KD has no use for; taken so that a run.sh line can be pasted.
+# shellcheck disable=SC2034
+skip_data_prep=false skip_train=false skip_eval=false skip_upload=true skip_upload_hf=true \
+    skip_packing=true debug=false audio_format=flac min_wav_duration=0.1 max_wav_duration=20 \
+    oov="<unk>" blank="<blank>" sos_eos="<sos/eos>" bpe_input_sentence_size=100000000 \
+    bpe_nlsyms="" bpe_char_cover=1.0 hugging_face_model_name_or_path="" use_ngram=false \
+    ngram_exp="" ngram_num=3 use_lm=true lm_tag="" lm_exp="" lm_stats_dir="" lm_config="" \
+    lm_args="" use_word_lm=false num_splits_lm=1 word_vocab_size=10000 hf_repo="" use_k2=false \
+    k2_ctc_decoding=true use_nbest_rescoring=true num_paths=1000 nll_batch_size=100 \
+    k2_config=./conf/decode_asr_transformer_with_k2.yaml use_streaming=false \
+    use_maskctc=false inference_lm=valid.loss.ave.pth inference_ngram=3gram.bin \
+    download_model="" bpe_train_text="" lm_train_text="" lm_dev_text="" lm_test_text="" \
+    score_opts="" local_score_opts="" lm_fold_length=150 ref_text_files_str="text " \
+    ref_num=1 auxiliary_data_tags="" post_process_local_data_opts="" hyp_cleaner=none \
+    use_text_prev=false use_lightning=false
 
 help_message="Usage: $0 --train_set NAME --valid_set NAME --test_sets \"NAMES\" --asr_config FILE --kd_config FILE [options]
 
@@ -86,6 +105,9 @@ without KD, 10 student with KD, 11 sparse student, 12 decoding, 13 scoring, 14 r
 
 run_args=$(printf '%q ' "$@")
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+if [ ! -e "${here}/utils/run_jobs.py" ]; then # a copy of kd.sh: our files lie with the package
+    here=$(python3 -c 'import pathlib, espnet_kd; print(pathlib.Path(espnet_kd.__file__).parents[1])')/egs/TEMPLATE/asr1
+fi
 # The recipe's own files, ours where it has none.
 for file in utils/parse_options.sh path.sh cmd.sh; do
     [ -e "${file}" ] || file=${here}/${file}
@@ -96,10 +118,17 @@ if [ $# -gt 0 ]; then
     echo "$0: positional arguments are not taken: $*" >&2
     exit 2
 fi
-PATH=${here}/utils:${PATH}
+PATH=${PATH}:${here}/utils
 
 die() { log "Error: $*" >&2; exit 1; }
 need() { for name in "$@"; do [ -n "${!name}" ] || die "--${name} is needed (see --help)"; done; }
+made_by() { # made_by STAGES FILE...: refuse to go on without a file of an earlier stage
+    local stages=$1 file
+    shift
+    for file in "$@"; do
+        [ -e "${file}" ] || die "${file} is not there: run stage ${stages} (of kd.sh or asr.sh) first"
+    done
+}
 runs() { # Whether a stage is asked for; says what it does.
     [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] || return 1
     [[ ! " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]] || return 1
@@ -114,16 +143,24 @@ once() { # once DIR COMMAND...: skip a command that has ended well in DIR before
         return 0
     fi
     rm -f "${marker}"
-    "$@"
+    "$@" || return # set -e does not hold within a condition
     mkdir -p "$(dirname "${marker}")"
     echo "${key}" >"${marker}"
 }
 name_of() { basename "$1" .yaml; }
 
+# Kaldi's run.pl and the like may be named in cmd.sh and not be installed.
+for command in train_cmd cuda_cmd decode_cmd; do
+    if ! command -v "${!command%% *}" >/dev/null; then
+        log "${command}: ${!command%% *} is not on PATH, jobs run on this machine (run_jobs.py)"
+        printf -v "${command}" run_jobs.py
+    fi
+done
+
 need train_set valid_set test_sets asr_config
+[ "${num_splits_asr}" -eq 1 ] || die "--num_splits_asr ${num_splits_asr}: a split KD set is not supported, leave it at 1"
 [ "${feats_type}" = raw ] || die "--feats_type ${feats_type}: KD reads waveforms, only raw is taken"
 teacher_train_set=${teacher_train_set:-${train_set}}
-teacher_task=${teacher_task:-${asr_task}}
 if [ -n "${speed_perturb_factors}" ]; then
     data_train_sets=$(printf '%s\n' "${train_set}" "${teacher_train_set}" | sort -u)
     train_set=${train_set}_sp
@@ -136,7 +173,7 @@ fi
 data_feats=${dumpdir}/${feats_type}
 _lang=$([ "${lang}" = noinfo ] || echo "${lang}_")
 case ${token_type} in
-bpe) token_name=bpe_${bpemode}${nbpe} token_tag=${lang_tag:-}${token_type}${nbpe} ;;
+bpe) token_name=bpe_${bpemode}${nbpe} token_tag=bpe${nbpe} ;;
 char) token_name=char token_tag=char ;;
 *) die "--token_type ${token_type}: bpe or char" ;;
 esac
@@ -161,6 +198,12 @@ if [ -n "${teacher_asr_config}" ]; then
     teacher_exp=${teacher_exp:-${expdir}/asr_$(tag_of "${teacher_asr_config}" "${teacher_asr_args}")}
 fi
 read -r -a teachers <<<"${teacher_exp}"
+if [ -z "${teacher_task}" ]; then
+    teacher_task=${asr_task}
+    if [ ${#teachers[@]} -gt 0 ] && [ -e "${teachers[0]}/config.yaml" ]; then
+        teacher_task=$(grep -q '^joint_network_conf' "${teachers[0]}/config.yaml" && echo asr_transducer || echo asr)
+    fi
+fi
 kd_tag=${kd_tag:-$([ -z "${kd_config}" ] || name_of "${kd_config}")}
 kd_data=${data_feats}/${train_set}_kd_${kd_tag}
 kd_exp=${asr_exp}_kd_${kd_tag}
@@ -216,11 +259,14 @@ collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR
 train() { # train TASK CONFIG DATA SHAPES STATS EXP [option...]
     local task=$1 config=$2 data=$3 shapes=$4 stats=$5 exp=$6 weights=()
     shift 6
+    made_by "2 or 8" "${data}/wav.scp" "${data_feats}/${valid_set}/wav.scp"
+    made_by 3 "${token_list}"
+    made_by "4 or 8" "${shapes}/speech_shape" "${shapes}/text_shape.${token_type}" "${stats}/valid/speech_shape"
     [ ! -e "${data}/kd_weight" ] || weights=(--train_data_path_and_name_and_type "${data}/kd_weight,kd_weight,text_float")
     local normalize=()
     [ "${feats_normalize}" != global_mvn ] || normalize=(--normalize global_mvn --normalize_conf stats_file="${stats}/train/feats_stats.npz")
     local start=()
-    [ -z "${pretrained_model}" ] || start=(--init_param "${pretrained_model}")
+    [ -z "${pretrained_model}" ] || start=(--init_param "${pretrained_model}" --ignore_init_mismatch "${ignore_init_mismatch}")
     mkdir -p "${exp}"
     # shellcheck disable=SC2086
     once "${exp}" ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${exp}/train.log" \
@@ -242,8 +288,12 @@ train() { # train TASK CONFIG DATA SHAPES STATS EXP [option...]
 }
 teacher_decode() { # teacher_decode SET: n-best of the first teacher
     local set=$1 dir=${decode_dir}/$1 jobs config=()
+    made_by 2 "${data_feats}/${set}/wav.scp"
+    made_by 5 "${teachers[0]}/config.yaml" "${teachers[0]}/${teacher_model}"
     jobs=$(jobs_for "${data_feats}/${set}/wav.scp" "${nj}")
     split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir" "${jobs}"
+    [ ! -e "${dir}/hypotheses.$((jobs + 1)).jsonl" ] ||
+        die "${dir} holds the shards of more than ${jobs} jobs: give the same --nj, or delete the folder"
     [ -z "${teacher_inference_config}" ] || config=(--inference_config "${teacher_inference_config}")
     # shellcheck disable=SC2086
     ${decode_cmd} --gpu "${inference_ngpu}" JOB=1:"${jobs}" "${dir}"/logdir/decode.JOB.log \
@@ -263,7 +313,7 @@ decode() { # decode TASK EXP: stock inference of every test set
         split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir" "${jobs}"
         # shellcheck disable=SC2086
         once "${dir}" ${decode_cmd} --gpu "${inference_ngpu}" JOB=1:"${jobs}" "${dir}"/logdir/decode.JOB.log \
-            ${python} -m espnet_kd.shim -m espnet2.bin."${task}"_inference --batch_size 1 --ngpu "${inference_ngpu}" \
+            ${python} -m espnet_kd.shim -m espnet2.bin."${task}"_inference --batch_size "${batch_size}" --ngpu "${inference_ngpu}" \
             --data_path_and_name_and_type "${data_feats}/${set}/wav.scp,speech,sound" \
             --key_file "${dir}"/logdir/keys.JOB.scp --asr_train_config "${exp}"/config.yaml \
             --asr_model_file "${exp}/${inference_asr_model}" \
@@ -333,6 +383,7 @@ if runs 8 "KD training set from ${decode_dir} -> ${kd_data}"; then
     need kd_config
     unlabelled=()
     [ -z "${unlabelled_set}" ] || unlabelled=(--unlabelled "${decode_dir}/${unlabelled_set}"/hypotheses.*.jsonl)
+    made_by 6 "${decode_dir}/${train_set}"/hypotheses.*.jsonl
     preset=$(${python} -m espnet_kd.bin.preset options --kd_config "${kd_config}")
     # shellcheck disable=SC2086
     ${python} -m espnet_kd.bin.kd_set --labelled "${decode_dir}/${train_set}"/hypotheses.*.jsonl "${unlabelled[@]}" \

@@ -11,4 +11,5 @@ exec ./kd.sh \
     --token_type bpe --bpemode bpe --nbpe 30 \
     --asr_task asr_transducer --asr_config conf/train_student.yaml \
     --teacher_asr_config conf/train_teacher.yaml --inference_config conf/decode.yaml \
+    --teacher_model valid.loss.ave.pth --inference_asr_model valid.loss.ave.pth \
     --teacher_inference_config conf/decode_nbest.yaml --kd_config conf/kd/one_best_path.yaml "$@"

@@ -18,7 +18,9 @@ teacher=exp/asr_train_teacher_raw_bpe30_seed0
 
 mkdir -p exp
 ./run.sh --stop_stage 4
-run ${full} --stage 2 --stop_stage 4 --teacher_train_set train_full
+# The token list stays the teacher's (stage 3), whatever the student trains on.
+run ${full} --stage 2 --stop_stage 2
+run ${full} --stage 4 --stop_stage 4 --teacher_train_set train_full
 for seed in ${seeds}; do
     echo "--stage 5 --stop_stage 5 --teacher_asr_args '--seed ${seed}'"
 done | at_a_time

@@ -18,4 +18,5 @@ exec ./kd.sh \
     --local_data_opts "${data_opts}" --token_type bpe --bpemode bpe --nbpe 40 \
     --asr_task asr_transducer --asr_config conf/train_student.yaml --asr_args "${args}" \
     --teacher_asr_config conf/train_teacher.yaml --teacher_asr_args "${args}" \
-    --inference_config conf/decode.yaml --kd_config conf/kd/one_best_path.yaml "$@"
+    --inference_config conf/decode.yaml \
+    --teacher_model valid.loss.ave.pth --inference_asr_model valid.loss.ave.pth --kd_config conf/kd/one_best_path.yaml "$@"

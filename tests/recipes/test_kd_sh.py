@@ -1,0 +1,156 @@
+"""kd.sh and its helpers as a shell sees them; the whole chain is `make demo-small`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+TEMPLATE = REPO / "egs" / "TEMPLATE" / "asr1"
+NEEDED = (
+    "--train_set train --valid_set valid --test_sets test --asr_config conf/train.yaml"
+)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe folder with a link to kd.sh and nothing else of ours."""
+    (tmp_path / "kd.sh").symlink_to(TEMPLATE / "kd.sh")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "train.yaml").write_text("max_epoch: 1\n")
+    return tmp_path
+
+
+def shell(folder: Path, *words: str, **variables: str):
+    environment = {**os.environ, "PYTHONPATH": str(REPO), **variables}
+    return subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def kd(folder: Path, options: str):
+    return shell(folder, "./kd.sh", *options.split())
+
+
+def test_help_lists_every_option_with_its_default(recipe):
+    answer = kd(recipe, "--help")
+    assert answer.returncode == 0
+    for text in ("nbpe=30", "inference_nj=32", "kd_config=", "14 report"):
+        assert text in answer.stdout
+
+
+def test_unknown_option_is_refused(recipe):
+    answer = kd(recipe, f"{NEEDED} --no_such_option 1")
+    assert answer.returncode != 0
+    assert "--no_such_option" in answer.stderr
+
+
+def test_missing_option_is_named(recipe):
+    answer = kd(recipe, "--train_set train --valid_set valid --test_sets test")
+    assert answer.returncode != 0
+    assert "--asr_config is needed" in answer.stderr
+
+
+def test_options_of_asr_sh_are_taken(recipe):
+    options = "--use_lm false --audio-format wav --max_wav_duration 30 --nj 4"
+    answer = kd(recipe, f"{NEEDED} {options} --stage 100")
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize(
+    "option, word",
+    [
+        ("--feats_type fbank", "feats_type"),
+        ("--token_type phn", "token_type"),
+        ("--num_splits_asr 4", "num_splits_asr"),
+    ],
+)
+def test_what_kd_cannot_do_is_refused(recipe, option, word):
+    answer = kd(recipe, f"{NEEDED} {option}")
+    assert answer.returncode != 0
+    assert word in answer.stderr
+
+
+def test_a_stage_can_be_run_alone_and_skipped(recipe):
+    (recipe / "local").mkdir()
+    script = recipe / "local" / "data.sh"
+    script.write_text('#!/bin/sh\nmkdir -p data && echo "$@" > data/options\n')
+    script.chmod(0o755)
+    kd(recipe, f"{NEEDED} --stage 1 --stop_stage 1 --skip_stages 1")
+    assert not (recipe / "data").exists()
+    options = [*NEEDED.split(), "--stage", "1", "--stop_stage", "1"]
+    answer = shell(recipe, "./kd.sh", *options, "--local_data_opts", "--number 3")
+    assert answer.returncode == 0, answer.stderr
+    assert (recipe / "data" / "options").read_text() == "--number 3\n"
+
+
+def test_missing_input_names_the_stage_that_makes_it(recipe):
+    answer = kd(recipe, f"{NEEDED} --stage 9 --stop_stage 9 --ngpu 0")
+    assert answer.returncode != 0
+    assert "dump/raw/train/wav.scp is not there: run stage 2" in answer.stderr
+
+
+def test_failure_stops_the_chain_and_names_the_log(recipe):
+    """A training that cannot start: its files are empty. Stage 12 is not reached."""
+    stats = recipe / "exp" / "asr_stats_raw_bpe30"
+    for file in (
+        recipe / "dump" / "raw" / "train" / "wav.scp",
+        recipe / "dump" / "raw" / "valid" / "wav.scp",
+        recipe / "data" / "token_list" / "bpe_unigram30" / "tokens.txt",
+        stats / "train" / "speech_shape",
+        stats / "train" / "text_shape.bpe",
+        stats / "valid" / "speech_shape",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    options = "--stage 9 --stop_stage 12 --ngpu 0 --asr_exp exp/student"
+    answer = kd(recipe, f"{NEEDED} {options} --python {sys.executable}")
+    assert answer.returncode != 0
+    assert "exp/student/train.log" in answer.stderr
+    assert "Ended (code" in (recipe / "exp" / "student" / "train.log").read_text()
+    assert not (recipe / "exp" / "student" / ".done").exists()
+    assert "Stage 12" not in answer.stdout
+
+
+def test_missing_queue_falls_back_to_this_machine(recipe):
+    (recipe / "cmd.sh").write_text(
+        'export train_cmd="no_such_queue.pl --mem 4G" cuda_cmd=run.pl decode_cmd=run.pl\n'
+    )
+    answer = kd(recipe, f"{NEEDED} --stage 100")
+    assert answer.returncode == 0
+    assert "no_such_queue.pl is not on PATH" in answer.stdout
+
+
+def test_a_copy_of_kd_sh_finds_our_files(recipe):
+    (recipe / "kd.sh").unlink()
+    shutil.copy(TEMPLATE / "kd.sh", recipe / "kd.sh")
+    answer = kd(recipe, f"{NEEDED} --stage 100")
+    assert answer.returncode == 0, answer.stderr
+
+
+class TestRunJobs:
+    """run_jobs.py takes the command line of Kaldi's run.pl."""
+
+    def run(self, folder, *words):
+        return shell(folder, str(TEMPLATE / "utils" / "run_jobs.py"), *words)
+
+    def test_array(self, tmp_path):
+        words = ("--gpu", "0", "JOB=1:3", "log/JOB.txt", "echo", "part JOB")
+        assert self.run(tmp_path, *words).returncode == 0
+        for job in (1, 2, 3):
+            assert f"part {job}" in (tmp_path / "log" / f"{job}.txt").read_text()
+
+    def test_failed_job_is_named(self, tmp_path):
+        command = ("JOB=1:2", "JOB.log", "test", "JOB", "=", "1")
+        answer = self.run(tmp_path, *command)
+        assert answer.returncode == 1
+        assert "1 of 2 jobs failed" in answer.stderr and "2.log" in answer.stderr
+        assert re.search(r"Ended \(code 1\)", (tmp_path / "2.log").read_text())
+
+    def test_single_command(self, tmp_path):
+        assert self.run(tmp_path, "--name", "x", "a.log", "echo", "JOB").returncode == 0
+        assert "\nJOB\n" in (tmp_path / "a.log").read_text()
