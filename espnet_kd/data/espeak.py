@@ -1,9 +1,10 @@
 """Speech from the espeak-ng library that the `espeakng-loader` package carries.
 
 espeak-ng draws random numbers and cannot be put back to its start, so what it says
-depends on the time of day and on what it said before. Here a small process opens the library once and forks
-for every sentence: each is spoken from the same state, a crash costs one sentence,
-and nobody else's memory is forked (this file imports neither torch nor Lhotse).
+depends on the time of day and on what it said before. Here a small process opens the
+library once and forks for every sentence: each is spoken from the same state, a crash
+costs one sentence, and nobody else's memory is forked (this file imports neither torch
+nor Lhotse).
 
     request   one line of JSON: {"text", "voice", "pitch", "rate"}
     answer    8 bytes: the number of samples (-1: it failed), then 16-bit samples
@@ -76,7 +77,7 @@ class Espeak:
         number = struct.unpack("<q", header)[0] if len(header) == 8 else -1
         if number <= 0:
             raise RuntimeError(
-                f"espeak-ng could not say '{text}' with voice '{voice}'. Its own message "
+                f"espeak-ng could not say '{text}' with voice '{voice}'. Its message "
                 "stands above; is the package there? pip install espeakng-loader"
             )
         samples = np.frombuffer(self.process.stdout.read(2 * number), dtype="<i2")
@@ -132,7 +133,7 @@ def _answer_in_child(library: ctypes.CDLL, line: bytes, output: BinaryIO) -> boo
             output.write(struct.pack("<q", len(samples) // 2) + samples)
             output.flush()
             os._exit(0)
-        except BaseException as error:  # noqa: BLE001  a child must never return
+        except BaseException as error:  # a child must never return
             print(f"espeak: {error}", file=sys.stderr, flush=True)
             os._exit(1)
     return os.waitpid(child, 0)[1] == 0

@@ -1,11 +1,11 @@
 """Kaldi data folders <-> Lhotse cuts, one utterance at a time.
 
     wav.scp          <recording> <file | command "|" | archive:offset>
-    segments         <utterance> <recording> <start s> <end s>     only for long recordings
-    text             <utterance> <words>                  absent: the audio is unlabelled
+    segments         <utterance> <recording> <start s> <end s>   only in long recordings
+    text             <utterance> <words>                absent: audio is unlabelled
     utt2spk, spk2utt <utterance> <speaker>
     utt2num_samples  <utterance> <samples>
-    utt2dur          <utterance> <seconds>                with it no audio file is opened
+    utt2dur          <utterance> <seconds>              with it no audio is opened
     reco2num_samples, reco2dur                            the same beside `segments`
 
 Without `segments` an utterance is a whole recording of the same id. Cut, supervision
@@ -123,7 +123,7 @@ class _KaldiCuts:
         for utt_id, recording, start, duration in self._utterances():
             if utt_id == previous:
                 raise ValueError(
-                    f"{self.data_dir}: utterance {utt_id} stands twice. Remove one line "
+                    f"{self.data_dir}: utterance {utt_id} stands twice. Remove a line "
                     "(utils/fix_data_dir.sh)."
                 )
             previous = utt_id
@@ -238,7 +238,7 @@ def _number(table: _Table, key: str, kind: Callable[[str], Any]) -> Any:
 
 
 def _common_rate(num_samples: int, seconds: float) -> int | None:
-    """The usual sampling rate nearest to the quotient, None where none is within 1 %."""
+    """The usual sampling rate nearest to the quotient, None if none is within 1 %."""
     quotient = num_samples / seconds
     rate = min(COMMON_RATES, key=lambda common: abs(common - quotient))
     return rate if abs(rate - quotient) < 0.01 * rate else None
@@ -322,7 +322,7 @@ def _word(value: str, cut: MonoCut) -> str:
     """An id as it is; Kaldi's tables have no place for one with a space."""
     if value.split() != [value]:
         raise ValueError(
-            f"cut {cut.id}: the id '{value}' is empty or has a space in it, which Kaldi "
+            f"cut {cut.id}: the id '{value}' is empty or has a space, which Kaldi "
             "cannot hold. Rename it: cuts.map(...)."
         )
     return value

@@ -118,7 +118,7 @@ def test_failure_stops_the_chain_and_names_the_log(recipe):
 
 def test_missing_queue_falls_back_to_this_machine(recipe):
     (recipe / "cmd.sh").write_text(
-        'export train_cmd="no_such_queue.pl --mem 4G" cuda_cmd=run.pl decode_cmd=run.pl\n'
+        'export train_cmd="no_such_queue.pl --mem 4G" cuda_cmd=cat decode_cmd=cat\n'
     )
     answer = kd(recipe, f"{NEEDED} --stage 100")
     assert answer.returncode == 0

@@ -302,7 +302,7 @@ teacher_decode() { # teacher_decode SET: n-best of the first teacher
         --teacher_config "${teachers[0]}/config.yaml" \
         --teacher_model_file "${teachers[0]}/${teacher_model}" "${config[@]}" \
         --nbest "${teacher_nbest}" --output_file "${dir}"/hypotheses.JOB.jsonl ${teacher_inference_args}
-    tail -q -n 2 "${dir}"/logdir/decode.*.log | grep -v '^#' || true
+    grep -h ' utterances, ' "${dir}"/logdir/decode.*.log || true # each job's summary
 }
 decode() { # decode TASK EXP: stock inference of every test set
     local task=$1 exp=$2 set dir jobs config=()

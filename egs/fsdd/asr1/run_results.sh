@@ -6,43 +6,64 @@ set -euo pipefail
 
 seeds=${SEEDS:-0 1 2}
 parallel=${PARALLEL:-2} # trainings at a time, one thread each
-presets=${PRESETS:-sequence error_weighted essence collapsed_lattice one_best_path}
-labelled_presets=${LABELLED_PRESETS:-collapsed_lattice one_best_path}
+presets="sequence error_weighted essence collapsed_lattice one_best_path"
+labelled_presets="collapsed_lattice one_best_path"
+teacher=exp/asr_train_teacher_raw_bpe30_seed0
+student=exp/asr_train_student_raw_bpe30
+decoded=decode_asr_model_valid.loss.ave/test/text
 export OMP_NUM_THREADS=1
 
-run() { ./run.sh --inference_nj 1 "$@"; }
-export -f run
-at_a_time() { xargs -P "${parallel}" -I {} bash -c 'run {} >>exp/run_results.log 2>&1 || { echo "failed: run {}" >&2; exit 255; }'; }
-full="--train_set train_full --asr_tag full --asr_stats_dir exp/asr_stats_full"
-teacher=exp/asr_train_teacher_raw_bpe30_seed0
+at_a_time() { # Each line of stdin holds options of run.sh.
+    xargs -d '\n' -P "${parallel}" -I {} \
+        bash -c './run.sh {} || { echo "failed: ./run.sh {}" >&2; exit 255; }'
+}
+systems() { # NAME and options of every student
+    local seed preset
+    for seed in ${seeds}; do
+        local common="--teacher_exp ${teacher} --asr_args '--seed ${seed}'"
+        echo "${common} --stage 9 --kd_config ''"
+        echo "${common} --stage 9 --kd_config '' --train_set train_full --asr_stats_dir exp/asr_stats_full --asr_exp exp/asr_full_seed${seed}"
+        for preset in ${presets}; do
+            echo "${common} --stage 10 --kd_config conf/kd/${preset}.yaml"
+        done
+        for preset in ${labelled_presets}; do
+            echo "${common} --stage 10 --kd_config conf/kd/${preset}.yaml --kd_tag ${preset}_labelled --unlabelled_set ''"
+        done
+    done
+}
 
-mkdir -p exp
+# 1. Data, teachers, hypotheses, KD sets. The token list is the teacher's (stage 3).
 ./run.sh --stop_stage 4
-# The token list stays the teacher's (stage 3), whatever the student trains on.
-run ${full} --stage 2 --stop_stage 2
-run ${full} --stage 4 --stop_stage 4 --teacher_train_set train_full
+full="--train_set train_full --teacher_train_set train_full --asr_stats_dir exp/asr_stats_full"
+# shellcheck disable=SC2086
+./run.sh ${full} --stage 2 --stop_stage 2 && ./run.sh ${full} --stage 4 --stop_stage 4
 for seed in ${seeds}; do
     echo "--stage 5 --stop_stage 5 --teacher_asr_args '--seed ${seed}'"
 done | at_a_time
 ./run.sh --stage 6 --stop_stage 6 --teacher_exp "${teacher}"
-
-common="--teacher_exp ${teacher}"
 for preset in ${presets}; do
-    run ${common} --stage 8 --stop_stage 8 --kd_config "conf/kd/${preset}.yaml"
+    ./run.sh --teacher_exp "${teacher}" --stage 8 --stop_stage 8 --kd_config "conf/kd/${preset}.yaml" \
+        --kd_set_args "--reference_text data/train_unlabelled/text_reference"
 done
 for preset in ${labelled_presets}; do
-    run ${common} --stage 8 --stop_stage 8 --kd_config "conf/kd/${preset}.yaml" \
+    ./run.sh --teacher_exp "${teacher}" --stage 8 --stop_stage 8 --kd_config "conf/kd/${preset}.yaml" \
         --kd_tag "${preset}_labelled" --unlabelled_set ""
 done
 
+# 2. Students, then their decoding (stage 12 takes what is trained).
+systems | sed 's/--stage \(9\|10\)/--stage \1 --stop_stage \1/' | at_a_time
+systems | sed 's/--stage \(9\|10\)/--stage 12 --stop_stage 12/' | parallel=1 at_a_time
 for seed in ${seeds}; do
-    asr_args="--asr_args '--seed ${seed}'"
-    echo "${common} ${asr_args} --stage 9 --stop_stage 9"
-    echo "${common} ${full%--asr_tag*} --asr_tag full_seed${seed} --asr_stats_dir exp/asr_stats_full ${asr_args} --stage 9 --stop_stage 9"
-    for preset in ${presets}; do
-        echo "${common} ${asr_args} --stage 10 --stop_stage 10 --kd_config conf/kd/${preset}.yaml"
-    done
-    for preset in ${labelled_presets}; do
-        echo "${common} ${asr_args} --stage 10 --stop_stage 10 --kd_config conf/kd/${preset}.yaml --kd_tag ${preset}_labelled --unlabelled_set ''"
-    done
-done | at_a_time
+    ./run.sh --teacher_exp "exp/asr_train_teacher_raw_bpe30_seed${seed}" --kd_config "" --stage 12 --stop_stage 12
+done
+
+# 3. The table.
+runs() { for seed in ${seeds}; do echo "$1$seed${2:-}/${decoded}"; done; }
+options=(--hyp teacher $(runs exp/asr_train_teacher_raw_bpe30_seed) --model teacher "${teacher}/valid.loss.ave.pth"
+    --hyp labelled $(runs "${student}_seed") --model labelled "${student}_seed0/valid.loss.ave.pth"
+    --hyp full $(runs exp/asr_full_seed) --model full exp/asr_full_seed0/valid.loss.ave.pth)
+for tag in ${presets} $(printf '%s_labelled ' ${labelled_presets}); do
+    options+=(--hyp "${tag}" $(runs "${student}_seed" "_kd_${tag}") --model "${tag}" "${student}_seed0_kd_${tag}/valid.loss.ave.pth")
+done
+"${PYTHON:-python3}" -m espnet_kd.bin.report --ref dump/raw/test/text "${options[@]}" \
+    --teacher teacher --baseline labelled --ceiling full --output exp/results.md

@@ -31,8 +31,11 @@ def main(argv: list[str]) -> int:
         codes = list(pool.map(lambda job: _run(name, job, log, command), jobs))
     failed = [_fill(log, name, job) for job, code in zip(jobs, codes) if code]
     if failed:
-        print(f"run_jobs.py: {len(failed)} of {len(jobs)} jobs failed, see "
-              f"{' '.join(failed)}", file=sys.stderr)
+        print(
+            f"run_jobs.py: {len(failed)} of {len(jobs)} jobs failed, see "
+            f"{' '.join(failed)}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 
