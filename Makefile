@@ -7,7 +7,8 @@
 # Each builds the environment that it needs. ENV=A (Python 3.10, k2) or ENV=B (Python 3.11,
 # no k2) asks for one of the two; without ENV it is A where a Python 3.10 is found.
 
-ENV ?=
+# Not from the shell's environment: clusters set ENV there to a start-up file.
+ENV =
 DEMO_SIZE ?= full
 JOBS ?= 2
 PYTEST_ARGS ?=

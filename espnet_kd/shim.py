@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from pathlib import Path
 
 REPLACED = {
     "espnet2.bin.asr_train": "espnet_kd.bin.asr_train",
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
         )
     else:
         sys.argv = argv
+        sys.path[0] = str(Path(option).resolve().parent)
         runpy.run_path(option, run_name="__main__")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+from importlib.machinery import ModuleSpec
 
 import torch
 
@@ -73,5 +74,6 @@ def install() -> None:
     """Make `import warprnnt_pytorch` work where the real package is missing."""
     if installed() == "absent":
         module = types.ModuleType(NAME, __doc__)
+        module.__spec__ = ModuleSpec(NAME, None)  # importlib.util.find_spec reads it
         module.RNNTLoss = RNNTLoss
         sys.modules[NAME] = module

@@ -75,7 +75,7 @@ def test_every_folder_is_a_package():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """The files that build an environment, without a Python 3.10 or 3.11 around them."""
+    """The files that build an environment, with no Python around them."""
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     shutil.copy(ROOT / "setup.py", tmp_path)
     tools = tmp_path / "tools"

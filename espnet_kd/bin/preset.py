@@ -77,7 +77,7 @@ def main(cmd: list[str] | None = None) -> None:
     args = parser.parse_args(cmd)
     try:
         args.run(args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SystemExit(f"preset: {error}") from error
 
 

@@ -66,6 +66,11 @@ def characters(text: Path, folder: Path, symbols: str, cleaner: str) -> list[str
 def make_token_list(args: argparse.Namespace) -> None:
     """tokens.txt: <blank>, <unk>, the pieces or characters, <sos/eos>."""
     text, output = Path(args.text), Path(args.output_dir)
+    if not sentences(text):
+        raise ValueError(
+            f"{text}: has no transcript to take tokens from; give the text of a "
+            "labelled set, with lines `<utterance> <words>`"
+        )
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output) as name:
         folder = Path(name)

@@ -3,7 +3,7 @@
     labelled pool    --> train_teacher      text: the teacher learns from it
                      \\-> train_labelled     text: its first part, for the students
     unlabelled pool  --> train_unlabelled   no text; what was said is in text_reference
-    both parts       --> train_full        text: the ceiling, students with every label
+    both parts       --> train_full         text: the ceiling, students with all labels
     valid, test      --> valid, test        text
 
 The teacher never hears the unlabelled pool before it labels it.

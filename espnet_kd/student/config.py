@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Mapping
 
@@ -48,6 +49,8 @@ class LossConf:
             raise ValueError(f"nodes: {self.nodes!r} is neither a name nor a list")
         for name in names:
             _one_of("nodes", name, NODES)
+        if len(set(names)) < len(names):
+            raise ValueError(f"nodes: {self.nodes!r} names one kind twice")
         _one_of("classes", self.classes, CLASSES)
         _one_of("reduction", self.reduction, ("batch", "node"))
         _one_of("tail", self.tail, ("bucket", "renormalize"))
@@ -89,7 +92,9 @@ class KDConf:
         _number("hard_weight", self.hard_weight, minimum=0)
         _one_of("rate", self.rate, ("stride", "pool"))
         if not isinstance(self.true_lengths, bool):
-            raise ValueError(f"true_lengths: {self.true_lengths!r} is not true or false")
+            raise ValueError(
+                f"true_lengths: {self.true_lengths!r} is not true or false"
+            )
 
 
 def parse_kd_conf(conf: Mapping[str, Any]) -> KDConf:
@@ -99,6 +104,8 @@ def parse_kd_conf(conf: Mapping[str, Any]) -> KDConf:
         ValueError: an unknown key or a bad value; the message names the field and
             what it may be.
     """
+    if not isinstance(conf, Mapping):
+        raise ValueError(f"kd_conf: {conf!r} is not a mapping of names to values")
     conf = dict(conf)
     losses = conf.pop("losses", None) or []
     if not isinstance(losses, (list, tuple)):
@@ -135,9 +142,11 @@ def _number(
 ) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name}: {value!r} is not a number")
-    if minimum is not None and not value >= minimum:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: {value} is not finite")
+    if minimum is not None and value < minimum:
         raise ValueError(f"{name}: {value} must be at least {minimum}")
-    if above is not None and not value > above:
+    if above is not None and value <= above:
         raise ValueError(f"{name}: {value} must be above {above}")
 
 

@@ -64,7 +64,7 @@ class Distillation:
 
         speech (B, samples), speech_lengths (B,). Computed in fp32 under autocast too.
         """
-        batch = _Batch(self, outputs, self._encode(speech, speech_lengths))
+        batch = _Batch(self, outputs, self.teacher.encode(speech, speech_lengths))
         total, parts = speech.new_zeros(()), {}
         for name, loss in zip(self.names, self.conf.losses):
             sums, nodes = getattr(batch, loss.nodes)(loss)
@@ -76,14 +76,6 @@ class Distillation:
             parts[name] = value.detach()
         return total, parts
 
-    def _encode(self, speech: Tensor, lengths: Tensor) -> list[Encoded]:
-        return [
-            slow_down(*encoded, stride, self.conf.rate)
-            for encoded, stride in zip(
-                self.teacher.encode(speech, lengths), self.strides.teachers
-            )
-        ]
-
 
 class _Batch:
     """One batch: each kind of nodes gives (sums over nodes (B,), number of nodes)."""
@@ -94,12 +86,17 @@ class _Batch:
         self.kd = kd
         self.outputs = outputs
         self.encoded = encoded
-        self.teacher_frames = torch.stack([lengths for _, lengths in encoded]).amin(0)
+        self.slowed = [
+            slow_down(*each, stride, kd.conf.rate)
+            for each, stride in zip(encoded, kd.strides.teachers)
+        ]
+        lengths = torch.stack([lengths for _, lengths in self.slowed])
+        self.teacher_frames = lengths.amin(0)
 
     def frames(self, loss: LossConf) -> tuple[Tensor, Tensor]:
         frames = self.outputs.frames
         student, lengths = self._at_common_rate(frames.logits, frames.lengths)
-        logits = self.kd.teacher.frames(self.encoded)
+        logits = self.kd.teacher.frames(self.slowed)
         teacher = self.kd.teacher.mean(logits, loss.temperature)
         student, teacher = _cut(student, teacher)
         keep = (self.kd.symbols.blank,)
@@ -173,7 +170,7 @@ class _Batch:
     def _teacher_lattices(self) -> list[Tensor]:
         lattice = self.outputs.lattice
         return self.kd.teacher.lattice(
-            self.encoded, lattice.labels, lattice.label_lengths
+            self.slowed, lattice.labels, lattice.label_lengths
         )
 
     @cached_property

@@ -1,10 +1,19 @@
-"""True encoder lengths for ESPnet's stand-alone transducer.
+"""True lengths: an utterance in a padded batch is encoded as it is alone.
 
-The convolutional input block of ESPnet's `asr_transducer` (202412, 202511) cuts the
-padding mask to the length of its output instead of subsampling it. In a padded batch
-the padding of every shorter utterance then counts as speech: it is attended to, enters
-the loss, and a batched decoder reads words into it. A single utterance has no padding
-and is right, so stock inference agrees with a model trained with true lengths.
+In ESPnet (202412, 202511) it is not. Where padding counts as speech it enters the loss,
+it is distilled, and a batched decoder reads words into it:
+
+* `asr_transducer`: the convolutional input cuts the padding mask to the length of its
+  output instead of subsampling it; no utterance is shorter than the longest.
+* `asr`: the subsampling layers leave one to four frames of padding to every utterance
+  but the longest, and the convolutions of conformer and branchformer layers read
+  padding that is not zero.
+* STFT: the end of the longest utterance is mirrored, the others run into zeros.
+
+A single utterance has no padding and is right, so that stock inference agrees with a
+model trained with true lengths. Parameters and state_dict stay as they are. Not
+corrected: `vgg_rnn` (the end of an utterance differs slightly) and the contextual block
+encoders.
 """
 
 from __future__ import annotations
@@ -12,22 +21,48 @@ from __future__ import annotations
 import logging
 
 import torch
+from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr_transducer.encoder.blocks.conv_input import ConvInput
+from espnet2.layers.stft import Stft
+from espnet.nets.pytorch_backend.transformer import subsampling
+from torch import Tensor
+from torch.nn import Conv1d, Conv2d, MaxPool2d
+
+
+class TrueLengthStft(Stft):
+    """`Stft` that mirrors the end of every utterance."""
+
+    def forward(
+        self, input: Tensor, ilens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """input (B, samples) or (B, samples, channels), ilens (B,)."""
+        if ilens is None or not self.center or bool((ilens == input.size(1)).all()):
+            return super().forward(input, ilens)
+        output, olens = super().forward(_mirror(input, ilens, self.n_fft // 2), ilens)
+        return output[:, : int(olens.max())], olens
+
+
+def _mirror(x: Tensor, lengths: Tensor, count: int) -> Tensor:
+    """x (B, T, ...) with `count` values after each end, mirrored at the last one."""
+    last = lengths.unsqueeze(1) - 1
+    index = torch.arange(x.size(1) + count, device=x.device)
+    index = torch.where(index > last, 2 * last - index, index).clamp(min=0)
+    return x[torch.arange(len(x), device=x.device).unsqueeze(1), index]
 
 
 class TrueLengthConvInput(ConvInput):
     """`ConvInput` in which padding neither counts as speech nor leaks into it."""
 
-    def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: Tensor, mask: Tensor | None = None):
         """x (B, T, D), mask (B, T), True on padding -> (B, T', D'), (B, T')."""
         if mask is None:
             return super().forward(x, None)
         lengths = mask.eq(0).sum(1)
         x = x.unsqueeze(1)
         for layer in self.conv:
-            if isinstance(layer, (torch.nn.Conv2d, torch.nn.MaxPool2d)):
+            if isinstance(layer, (Conv2d, MaxPool2d)):
                 # An utterance alone is followed by the layer's own (zero) padding.
                 x = x.masked_fill(_beyond(lengths, x.size(2))[:, None, :, None], 0.0)
                 lengths = _lengths_after(layer, lengths)
@@ -38,14 +73,53 @@ class TrueLengthConvInput(ConvInput):
         return x, _beyond(lengths, x.size(1))
 
 
-def _beyond(lengths: torch.Tensor, frames: int) -> torch.Tensor:
+class TrueLengthSubsampling:
+    """Mixed in before a subsampling layer of the `asr` task (no padding of its own)."""
+
+    def forward(self, x: Tensor, x_mask: Tensor | None, *args):
+        """x (B, T, D), x_mask (B, 1, T), True on speech -> x', x_mask' (B, 1, T')."""
+        x, short_mask = super().forward(x, x_mask, *args)
+        if x_mask is None:
+            return x, None
+        lengths = x_mask.squeeze(1).sum(1)
+        for layer in self.conv:
+            if isinstance(layer, (Conv1d, Conv2d)):
+                lengths = _lengths_after(layer, lengths)
+        return x, ~_beyond(lengths, short_mask.size(-1)).unsqueeze(1)
+
+
+SUBSAMPLINGS = {
+    stock: type(f"TrueLength{name}", (TrueLengthSubsampling, stock), {})
+    for name, stock in vars(subsampling).items()
+    if name.startswith(("Conv1dSubsampling", "Conv2dSubsampling"))
+}
+CONVOLVING_ENCODERS = (BranchformerEncoder, ConformerEncoder, EBranchformerEncoder)
+
+
+class TrueLengthConv1d(Conv1d):
+    """Convolution over the frames of an encoder layer, in which padding is zero."""
+
+    speech: Tensor | None = None  # (B, 1, T) of the batch at hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, T)."""
+        if self.speech is not None:
+            x = x.masked_fill(~self.speech, 0.0)
+        return super().forward(x)
+
+
+def _hand_down_mask(layer: torch.nn.Module, args: tuple) -> None:
+    for module in layer.modules():
+        if isinstance(module, TrueLengthConv1d):
+            module.speech = args[1]
+
+
+def _beyond(lengths: Tensor, frames: int) -> Tensor:
     """(B, frames), True from each utterance's end on."""
     return torch.arange(frames, device=lengths.device) >= lengths.unsqueeze(1)
 
 
-def _lengths_after(
-    layer: torch.nn.Conv2d | torch.nn.MaxPool2d, lengths: torch.Tensor
-) -> torch.Tensor:
+def _lengths_after(layer: Conv1d | Conv2d | MaxPool2d, lengths: Tensor) -> Tensor:
     """Frames that a convolution or pooling makes of `lengths` frames, (B,)."""
     kernel, stride, padding, dilation = (
         size if isinstance(size, int) else size[0]
@@ -61,14 +135,31 @@ def _lengths_after(
 
 
 def use_true_lengths(model: torch.nn.Module) -> bool:
-    """Correct the input block of an `asr_transducer` model in place.
+    """Correct the frontend and the encoder of an ESPnet model in place.
 
-    Parameters and state_dict stay as they are. Returns whether anything was changed;
-    models of ESPnet's `asr` task have no such block.
+    Returns whether anything was changed.
     """
-    block = getattr(model.encoder, "embed", None)
-    if type(block) is not ConvInput:
+    changed = [_correct(module) for module in model.modules()]
+    encoder = model.encoder
+    if isinstance(encoder, CONVOLVING_ENCODERS):
+        for layer in encoder.encoders:
+            changed += [_correct_convolution(module) for module in layer.modules()]
+            layer.register_forward_pre_hook(_hand_down_mask)
+    if any(changed):
+        logging.info("Padded batches are encoded with true lengths (true_lengths).")
+    return any(changed)
+
+
+def _correct(module: torch.nn.Module) -> bool:
+    true = {Stft: TrueLengthStft, ConvInput: TrueLengthConvInput, **SUBSAMPLINGS}
+    if type(module) not in true:
         return False
-    block.__class__ = TrueLengthConvInput
-    logging.info("Encoder lengths of padded batches are corrected (true_lengths).")
+    module.__class__ = true[type(module)]
+    return True
+
+
+def _correct_convolution(module: torch.nn.Module) -> bool:
+    if type(module) is not Conv1d or module.kernel_size[0] == 1:
+        return False
+    module.__class__ = TrueLengthConv1d
     return True

@@ -60,6 +60,9 @@ class Student:
         loss, stats, weight = super().forward(
             speech, speech_lengths, text, text_lengths, **kwargs
         )
+        if getattr(self, "use_auxiliary_ctc", False) and stats["loss_aux_ctc"] is None:
+            # ESPnet leaves a loss of 0 out, but all ranks need the same statistics.
+            stats["loss_aux_ctc"] = torch.full_like(loss, torch.nan)
         distillation = self._distillation
         if distillation is not None:
             with torch.autocast(speech.device.type, enabled=False):
@@ -90,25 +93,18 @@ class ASRStudent(Student, ESPnetASRModel):
                 self.criterion_transducer, lambda: self._outputs, self.blank_id
             )
         elif hasattr(self, "criterion_att"):
-            self.criterion_att = AttentionTap(
-                self.criterion_att, lambda: self._outputs
-            )
+            self.criterion_att = AttentionTap(self.criterion_att, lambda: self._outputs)
 
     def _tapped_ctc_loss(
         self, logits: Tensor, targets: Tensor, frames: Tensor, label_lengths: Tensor
     ) -> Tensor:
-        time_first = self.ctc.ctc_type != "gtnctc"
+        time_first = self.ctc.ctc_type not in ("gtnctc", "brctc")
         if self._outputs.frames is None:  # later calls are intermediate CTC layers
             by_utterance = logits.transpose(0, 1) if time_first else logits
             self._outputs.frames = Frames(by_utterance, frames)
         weights = self._outputs.weights
         if weights is None:
             return self._ctc_loss_fn(logits, targets, frames, label_lengths)
-        if self.ctc.ctc_type not in ("builtin", "builtin2"):
-            raise ValueError(
-                f"ctc_conf.ctc_type: {self.ctc.ctc_type} has no loss per utterance, "
-                "which weighted hypotheses need; use builtin"
-            )
         losses = self.ctc.ctc_loss(
             logits.log_softmax(2).float(), targets, frames, label_lengths
         )
@@ -152,14 +148,6 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
         )
         return weighted_mean(self._outputs.weights, losses)
 
-    def _calc_lm_loss(self, decoder_out: Tensor, target: Tensor) -> Tensor:
-        if self._outputs.weights is not None:
-            raise ValueError(
-                "model_conf.auxiliary_lm_loss_weight: has no loss per utterance, "
-                "which weighted hypotheses (kd_weight) need; set it to 0"
-            )
-        return super()._calc_lm_loss(decoder_out, target)
-
     def _calc_k2_transducer_pruned_loss(
         self,
         encoder_out: Tensor,
@@ -170,20 +158,29 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
         **options,
     ) -> Tensor:
         def logits() -> Tensor:
+            # In fp32: KD is computed outside of autocast.
             return self.joint_network(
-                encoder_out.unsqueeze(2), decoder_out.unsqueeze(1)
+                encoder_out.float().unsqueeze(2), decoder_out.float().unsqueeze(1)
             )
 
         self._outputs.lattice = Lattice(
             logits, labels, encoder_out_len, decoder_out_len
         )
-        weights = self._outputs.weights
+        weights, reduction = self._outputs.weights, options.get("reduction", "mean")
         if weights is not None:
             options["reduction"] = "none"
         loss = super()._calc_k2_transducer_pruned_loss(
-            encoder_out, decoder_out, labels, encoder_out_len, decoder_out_len, **options
+            encoder_out,
+            decoder_out,
+            labels,
+            encoder_out_len,
+            decoder_out_len,
+            **options,
         )
-        return loss if weights is None else weighted_mean(weights, loss)
+        if weights is not None:
+            loss = weighted_mean(weights, loss)
+            loss = loss * len(weights) if reduction == "sum" else loss
+        return loss
 
 
 STUDENTS = {
@@ -237,6 +234,31 @@ def make_student(
     return model
 
 
+def check_weightable(model: torch.nn.Module) -> None:
+    """Refuse a model with a loss that cannot be weighted by utterance (`kd_weight`).
+
+    Raises:
+        ValueError: names the option of the loss.
+    """
+    ctc = getattr(model, "ctc", None)
+    refused = {
+        "ctc_conf.ctc_type; use builtin": ctc and ctc.ctc_type != "builtin",
+        "model_conf.transducer_multi_blank_durations; remove it": getattr(
+            model, "transducer_multi_blank_durations", None
+        ),
+        "model_conf.auxiliary_lm_loss_weight; set it to 0": getattr(
+            model, "use_auxiliary_lm_loss", False
+        ),
+        "model_conf.fastemit_lambda; set it to 0": getattr(model, "fastemit_lambda", 0),
+    }
+    for option, is_used in refused.items():
+        if is_used:
+            raise ValueError(
+                f"{option}. Its loss cannot be weighted by utterance, as the weighted "
+                "hypotheses of the training data (kd_weight) need"
+            )
+
+
 def _with_known_nodes(
     model: torch.nn.Module, conf: KDConf, teachers: dict[str, torch.nn.Module]
 ) -> KDConf:
@@ -265,7 +287,10 @@ def check_token_lists(student: list[str], teacher: list[str], name: str) -> None
         return
     differing = [i for i, (s, t) in enumerate(zip(student, teacher)) if s != t]
     index = differing[0] if differing else min(len(student), len(teacher))
-    at = [tokens[index] if index < len(tokens) else "(end)" for tokens in (student, teacher)]
+    at = [
+        tokens[index] if index < len(tokens) else "(end)"
+        for tokens in (student, teacher)
+    ]
     raise ValueError(
         f"token_list: the student has {len(student)} tokens, {name} has "
         f"{len(teacher)}; they first differ at index {index}: {at[0]!r} and {at[1]!r}. "

@@ -20,8 +20,9 @@ def strides_to_common_rate(rates: dict[str, float]) -> dict[str, int]:
     for name, rate in rates.items():
         ratio = rate / rates[slowest]
         strides[name] = round(ratio)
-        # Two 10 s windows fix a rate to about half a frame in 10 s.
-        if abs(ratio - strides[name]) > 0.02 * ratio:
+        # Each rate was counted over 10 s, so it may be one frame in 10 s off.
+        tolerance = ratio * (0.1 / rate + 0.1 / rates[slowest])
+        if abs(ratio - strides[name]) > tolerance:
             raise ValueError(
                 f"frame rates: {name} makes {rate:.2f} encoder frames per second and "
                 f"{slowest} {rates[slowest]:.2f}, a ratio of {ratio:.3f}; only "

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet2.utils.types import humanfriendly_parse_size_or_none
 
 from espnet_kd import standin
-from espnet_kd.student.config import parse_kd_conf
+from espnet_kd.student.config import KDConf, parse_kd_conf
 from espnet_kd.student.lengths import use_true_lengths
-from espnet_kd.student.model import make_student
+from espnet_kd.student.model import check_weightable, make_student
 from espnet_kd.tasks.trainer import KDTrainer
 from espnet_kd.teacher.loading import load_model, read_config
 
@@ -67,7 +70,9 @@ class KDTaskMixin:
         Raises:
             ValueError: an option does not fit; the message names it and the remedy.
         """
-        conf = parse_kd_conf(args.kd_conf)
+        with _refusing():
+            conf = parse_kd_conf(args.kd_conf or {})
+            _check_options(args, conf)
         standin.install()
         model = super().build_model(args)
         if args.collect_stats:
@@ -75,12 +80,26 @@ class KDTaskMixin:
         if conf.true_lengths:
             use_true_lengths(model)
         if conf.losses or _has_weights(args):
-            _check_options(args, needs_teacher=bool(conf.losses))
-            teachers = _load_teachers(args) if conf.losses else {}
-            weights = args.teacher_weight or [1.0] * len(teachers)
-            make_student(model, conf, teachers, weights, _sampling_rate(vars(args)))
+            with _refusing():
+                teachers = _load_teachers(args) if conf.losses else {}
+                weights = args.teacher_weight or [1.0] * len(teachers)
+                make_student(model, conf, teachers, weights, _sampling_rate(vars(args)))
+                if _has_weights(args):
+                    check_weightable(model)
             logging.info(f"Teachers: {list(teachers)}; {conf}")
         return model
+
+
+class ConfigurationError(ValueError):
+    """An option that does not fit; the message names it and the remedy."""
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _has_weights(args: argparse.Namespace) -> bool:
@@ -88,14 +107,20 @@ def _has_weights(args: argparse.Namespace) -> bool:
     return any(name == "kd_weight" for _, name, _ in files)
 
 
-def _check_options(args: argparse.Namespace, needs_teacher: bool) -> None:
+def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
+    for name in ("teacher_config", "teacher_model_file", "teacher_weight"):
+        value = getattr(args, name)
+        if not isinstance(value, list):  # a YAML file may hold one name, or null
+            setattr(args, name, [] if value is None else [value])
+    if not conf.losses and not _has_weights(args):
+        return
     if getattr(args, "ngpu", 0) > 1 and not torch.distributed.is_initialized():
         raise ValueError(
             f"ngpu: {args.ngpu} without multiprocessing_distributed is DataParallel, "
             "which cannot hold a teacher; add --multiprocessing_distributed true"
         )
     configs, files = args.teacher_config, args.teacher_model_file
-    if needs_teacher and not configs:
+    if conf.losses and not configs:
         raise ValueError(
             "teacher_config: kd_conf lists losses but there is no teacher; give "
             "--teacher_config and --teacher_model_file, or empty kd_conf.losses"
@@ -110,18 +135,30 @@ def _check_options(args: argparse.Namespace, needs_teacher: bool) -> None:
             f"teacher_weight: {len(args.teacher_weight)} weights for {len(configs)} "
             "teachers; give one for each, or none for equal weights"
         )
-    if any(weight <= 0 for weight in args.teacher_weight):
+    if not all(_is_positive(weight) for weight in args.teacher_weight):
         raise ValueError(
-            f"teacher_weight: {args.teacher_weight} must all be above 0; "
+            f"teacher_weight: {args.teacher_weight} must be numbers above 0; "
             "leave a teacher out instead"
         )
+
+
+def _is_positive(weight: object) -> bool:
+    return isinstance(weight, (int, float)) and 0 < weight < math.inf
 
 
 def _load_teachers(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
     rate = _sampling_rate(vars(args))
     teachers = {}
     for config, file in zip(args.teacher_config, args.teacher_model_file):
-        teacher_rate = _sampling_rate(read_config(config))
+        teacher_args = read_config(config)
+        for name, each in (("the student", vars(args)), (config, teacher_args)):
+            if each.get("input_size") is not None:
+                raise ValueError(
+                    f"input_size: {name} reads features, but student and teachers "
+                    "share a waveform; train from raw audio (feats_type raw), or use "
+                    "sequence-level KD (teacher_decode and kd_set)"
+                )
+        teacher_rate = _sampling_rate(teacher_args)
         if teacher_rate != rate:
             raise ValueError(
                 f"frontend_conf.fs: {config} was trained on {teacher_rate} Hz audio, "

@@ -19,6 +19,13 @@ class KDTrainer(Trainer):
         if hasattr(model, "steps_num"):
             model.steps_num = forward_passes(reporter) - 1
 
+    @classmethod
+    def plot_attention(cls, model, *args, **kwargs) -> None:
+        steps = getattr(model, "steps_num", None)
+        super().plot_attention(model, *args, **kwargs)
+        if steps is not None:  # passes for the plots are none of training
+            model.steps_num = steps
+
 
 def forward_passes(reporter: Reporter) -> int:
     """Batches seen in training and validation up to the reporter's last epoch."""

@@ -81,8 +81,8 @@ def test_sclite_gives_the_same_totals(unit):
     assert difference.min() >= 0 and difference.sum() <= 0.01 * ours.errors.sum()
 
 
-@pytest.mark.skipif(shutil.which("sclite") is not None, reason="sclite is on PATH")
-def test_absent_sclite_names_the_remedy():
+def test_absent_sclite_names_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="install_sctk.sh.*kaldialign"):
         score({"a": "x"}, {"a": "x"}, scorer="sclite")
 
