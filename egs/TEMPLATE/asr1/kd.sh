@@ -231,7 +231,7 @@ jobs_for() { # jobs_for FILE WANTED: no more jobs than utterances
     [ "${lines}" -gt 0 ] || die "$1 is empty"
     echo $((lines < $2 ? lines : $2))
 }
-collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR
+collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR (called by once: dies itself)
     local task=$1 config=$2 set=$3 dir=$4 part jobs opts=""
     jobs=$(jobs_for "${data_feats}/${valid_set}/wav.scp" "$(jobs_for "${data_feats}/${set}/wav.scp" "${nj}")")
     split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir/train" "${jobs}"
@@ -246,10 +246,11 @@ collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR
         --valid_data_path_and_name_and_type "${data_feats}/${valid_set}/text,text,text" \
         --train_shape_file "${dir}"/logdir/train/keys.JOB.scp \
         --valid_shape_file "${dir}"/logdir/valid/keys.JOB.scp \
-        --output_dir "${dir}"/logdir/stats.JOB
+        --output_dir "${dir}"/logdir/stats.JOB || die "statistics failed, see ${dir}/logdir/stats.*.log"
     for part in $(seq "${jobs}"); do opts+="--input_dir ${dir}/logdir/stats.${part} "; done
     # shellcheck disable=SC2086
-    ${python} -m espnet2.bin.aggregate_stats_dirs ${opts} --output_dir "${dir}"
+    ${python} -m espnet2.bin.aggregate_stats_dirs ${opts} --output_dir "${dir}" ||
+        die "${dir}: the parts in logdir could not be joined"
     local tokens
     tokens=$(wc -l <"${token_list}")
     for part in train valid; do
