@@ -1,0 +1,99 @@
+"""KD presets: options for kd_set, a training configuration, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_kd.bin import kd_set, preset
+from espnet_kd.student.config import parse_kd_conf
+
+PRESETS = sorted((Path(__file__).parents[2] / "conf" / "kd").glob("*.yaml"))
+
+
+@pytest.fixture
+def kd_config(tmp_path: Path) -> Path:
+    path = tmp_path / "kd.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            dict(
+                kd_set=dict(nbest=4, weights="posterior"),
+                kd_conf=dict(losses=[dict(nodes="path")], hard_weight=0.5),
+            )
+        )
+    )
+    return path
+
+
+def merge(kd_config: Path, asr_config: Path) -> Path:
+    output = asr_config.parent / "exp" / "train.yaml"
+    options = ["--kd_config", kd_config, "--asr_config", asr_config]
+    preset.main(list(map(str, ["merge", *options, "--output_file", output])))
+    return output
+
+
+def test_options_for_kd_set(kd_config: Path, capsys):
+    preset.main(["options", "--kd_config", str(kd_config)])
+    assert capsys.readouterr().out == "--nbest 4 --weights posterior\n"
+
+
+def test_a_training_configuration(kd_config: Path, tmp_path: Path):
+    asr_config = tmp_path / "train.yaml"
+    asr_config.write_text(
+        "max_epoch: 3\nkd_conf:\n    rate: pool\n    hard_weight: 2\n"
+    )
+    output = merge(kd_config, asr_config)
+    losses = [dict(nodes="path")]
+    assert yaml.safe_load(output.read_text()) == dict(
+        max_epoch=3, kd_conf=dict(rate="pool", hard_weight=0.5, losses=losses)
+    )
+    assert output.read_text().startswith(
+        f"# {asr_config} with kd_conf of {kd_config}\n"
+    )
+    assert [path.name for path in output.parent.iterdir()] == ["train.yaml"]
+    assert list(yaml.safe_load(output.read_text())) == ["max_epoch", "kd_conf"]
+
+
+def test_a_preset_without_losses(tmp_path: Path, capsys):
+    empty, asr_config = tmp_path / "none.yaml", tmp_path / "train.yaml"
+    empty.write_text("# nothing\n")
+    asr_config.write_text("max_epoch: 3\n")
+    preset.main(["options", "--kd_config", str(empty)])
+    assert capsys.readouterr().out == "\n"
+    config = yaml.safe_load(merge(empty, asr_config).read_text())
+    assert config == dict(max_epoch=3, kd_conf={})
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("kd_confs: {}\n", "kd.yaml: kd_confs: no such section; known: .*'kd_conf'"),
+        ("kd_conf: {lamda: 1}\n", "kd.yaml: kd_conf.lamda: no such field; known"),
+        (
+            "kd_conf: {losses: [{nodes: paths}]}\n",
+            r"kd.yaml: kd_conf.losses\[0\]: nodes: 'paths' is none of",
+        ),
+        ("kd_conf: {\n", "preset: while parsing"),
+    ],
+)
+def test_mistakes_are_refused_with_the_file(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "kd.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        preset.main(["options", "--kd_config", str(path)])
+
+
+def test_a_missing_preset():
+    with pytest.raises(SystemExit, match="preset: .*No such file.*none.yaml"):
+        preset.main(["options", "--kd_config", "none.yaml"])
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_the_presets_of_this_package(path: Path):
+    sections = preset.read_preset(str(path))
+    losses = parse_kd_conf(sections.get("kd_conf") or {}).losses
+    assert bool(losses) == (path.stem not in ("sequence", "error_weighted"))
+    known = {action.dest for action in kd_set.get_parser()._actions}
+    assert set(sections.get("kd_set") or {}) <= known

@@ -1,0 +1,10 @@
+"""One recipe in small for all tests of a module run."""
+
+import pytest
+
+from tests.tasks.recipe import Recipe
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return Recipe(tmp_path_factory.mktemp("recipe"))

@@ -1,0 +1,96 @@
+"""Without KD losses our tasks train as stock ESPnet does, to the bit."""
+
+import pytest
+import torch
+
+from espnet_kd.lattice import has_k2
+from tests.tasks.recipe import Recipe, teachers
+
+needs_k2 = pytest.mark.skipif(not has_k2(), reason="the pruned loss needs k2")
+KINDS = ["hybrid", "ctc", "attention", "transducer", "asr_transducer"]
+KINDS.append(pytest.param("pruned", marks=needs_k2))
+# Dropout: the random numbers are drawn alike, too.
+DROPOUT = {
+    "asr": dict(encoder_conf=dict(dropout_rate=0.2, positional_dropout_rate=0.1)),
+    "asr_transducer": dict(decoder_conf=dict(dropout_rate=0.2)),
+}
+AS_IN_STOCK = dict(kd_conf=dict(true_lengths=False))
+
+
+def dropout(kind: str) -> dict:
+    return DROPOUT["asr_transducer" if kind in ("asr_transducer", "pruned") else "asr"]
+
+
+def step(model: torch.nn.Module, batch: dict) -> tuple[dict, dict]:
+    """Losses and gradients of one training step."""
+    torch.manual_seed(1)
+    loss, stats, _ = model.train()(**batch)
+    loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {n: v for n, v in stats.items() if v is not None}, gradients
+
+
+def assert_same_step(ours: torch.nn.Module, stock: torch.nn.Module, batch) -> None:
+    (our_stats, our_gradients), (stats, gradients) = step(ours, batch), step(
+        stock, batch
+    )
+    assert our_stats.keys() == stats.keys() and our_gradients.keys() == gradients.keys()
+    for name, value in stats.items():
+        assert torch.equal(
+            torch.as_tensor(our_stats[name]), torch.as_tensor(value)
+        ), name
+    for name, gradient in gradients.items():
+        assert torch.equal(our_gradients[name], gradient), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_gradients(recipe: Recipe, kind: str):
+    ours = recipe.build(kind, **AS_IN_STOCK, **dropout(kind))
+    stock = recipe.build(kind, stock=True, **dropout(kind))
+    assert type(ours) is type(stock)
+    assert_same_step(ours, stock, recipe.batch())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_true_lengths_change_nothing_where_there_is_no_padding(
+    recipe: Recipe, kind: str
+):
+    batch = recipe.batch([1, 4])
+    shorter = int(batch["speech_lengths"].min())
+    batch["speech"] = batch["speech"][:, :shorter]
+    batch["speech_lengths"][:] = shorter
+    ours = recipe.build(kind, **dropout(kind))
+    stock = recipe.build(kind, stock=True, **dropout(kind))
+    assert_same_step(ours, stock, batch)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stock_loss_beside_a_kd_loss(recipe: Recipe, kind: str):
+    """A KD loss of weight 0 leaves the student's own loss and gradients alone."""
+    teacher = recipe.teacher("asr_transducer" if kind == "pruned" else kind)
+    nodes = dict(hybrid="tokens", ctc="frames", attention="tokens").get(kind, "path")
+    conf = dict(losses=[dict(nodes=nodes, weight=0.0)], true_lengths=False)
+    ours = recipe.build(kind, kd_conf=conf, **teachers(teacher), **dropout(kind))
+    stock = recipe.build(kind, stock=True, **dropout(kind))
+    (our_stats, our_gradients), (stats, gradients) = (
+        step(model, recipe.batch()) for model in (ours, stock)
+    )
+    assert float(our_stats["loss_hard"]) == float(stats["loss"])
+    for name, gradient in gradients.items():
+        assert torch.equal(our_gradients[name], gradient), name
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "asr_transducer"])
+def test_training(recipe: Recipe, kind: str):
+    options = dict(max_epoch=2, optim="adam", optim_conf=dict(lr=0.01))
+    options.update(dropout(kind))
+    folders = [
+        recipe.train(kind, f"off_{kind}", **AS_IN_STOCK, **options),
+        recipe.train(kind, f"stock_{kind}", stock=True, **options),
+    ]
+    ours, stock = (torch.load(folder / "2epoch.pth") for folder in folders)
+    start = recipe.build(kind, stock=True, **options).state_dict()
+    assert ours.keys() == stock.keys()
+    assert any(not torch.equal(start[name], stock[name]) for name in stock)
+    for name in stock:
+        assert torch.equal(ours[name], stock[name]), name
