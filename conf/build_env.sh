@@ -3,7 +3,7 @@
 # folder on stdout (all else goes to stderr).
 #
 #   A  Python 3.10, torch 1.13.1, ESPnet 202412, k2 1.23.4
-#   B  Python 3.11, torch 2.8.0,  ESPnet 202511, no k2
+#   B  Python 3.11 (else 3.12, untested), torch 2.8.0, ESPnet 202511, no k2
 #
 # Usage: conf/build_env.sh [A|B]     without a name: A where a Python 3.10 is found, else B
 set -euo pipefail
@@ -46,6 +46,8 @@ case "${name}" in
                 log "no Python 3.10, 3.11 or 3.12 was found on PATH, in pyenv or by uv."
                 exit 1
             }
+            is_python "${python}" 3.11 ||
+                log "no Python 3.11, so 3.12: the versions were not tested with it"
             [ -n "${name}" ] || log "no Python 3.10, so k2 is absent (environment B):" \
                 "lattices run on the torch backend, k2-pruned students are not available"
             name=B

@@ -41,7 +41,8 @@ def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
         raise ValueError(f"temperature: {temperature} is not positive")
     logits = upcast(logits)
     if temperature != 1:
-        logits = logits / temperature
+        # the largest becomes 0: a low temperature would overflow it, not the others
+        logits = (logits - logits.detach().amax(-1, keepdim=True)) / temperature
     return logits.log_softmax(-1)
 
 
@@ -120,7 +121,11 @@ def topk_kl(
     "renormalize" (Z. Yang 2019) divides the K probabilities by their sum, so that the
     teacher says nothing of other classes and the student is taught to leave them.
     "bucket" adds one class for all others on both sides; the teacher's mass there is
-    what the K leave of 1.
+    what the K leave of 1. Stored values are rounded (fp16: a relative 2**-11 of the
+    log-probability), and so is their sum: below 1 the difference counts as tail, as it
+    cannot be told from it; above 1 the K are divided by their sum and the tail is
+    empty, so that the targets are a distribution and the KL is never negative. Where
+    all V classes are stored there is no tail, and the values are divided by their sum.
 
     Args:
         student: (..., V) logits.
@@ -157,7 +162,7 @@ def topk_kl(
     if tail == "renormalize" or ids.shape[-1] == student.shape[-1]:
         loss = kl(log_q - log_mass, log_p.gather(-1, ids))
     else:
-        # rounding (fp16 storage, say) may have taken the sum above one
+        # rounding may have taken the sum above one
         log_q = log_q - log_mass.clamp(min=0)
         log_q = torch.cat([log_q, _log_complement(log_mass)], dim=-1)
         loss = kl(log_q, collapse(log_p, ids))

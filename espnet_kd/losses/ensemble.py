@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import check_same_shape
+from espnet_kd.lattice.nodes import LOG_ZERO, check_same_shape
 from espnet_kd.losses.classes import soften
 
 
@@ -28,7 +28,7 @@ def ensemble_logits(
         temperature: that of the loss.
 
     Returns:
-        (..., V) float32 or float64; a single teacher's logits unchanged.
+        (..., V) float32 or float64, finite; a single teacher's logits unchanged.
 
     Raises:
         ValueError: no teacher, other shapes, or weights that are not one a teacher,
@@ -53,4 +53,5 @@ def ensemble_logits(
         for z, w in zip(logits, weights, strict=True)
         if w > 0
     )
-    return functools.reduce(torch.logaddexp, shares) * temperature
+    mean = functools.reduce(torch.logaddexp, shares) * temperature
+    return mean.clamp(min=LOG_ZERO)

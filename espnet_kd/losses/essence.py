@@ -28,8 +28,10 @@ def essence_kd(
             carry the temperature that they were made with. -inf entries are harmless.
         topk_ids: (B, L, K) distinct classes.
         lengths: (B,) frames or tokens.
-        tail: "renormalize" divides the K probabilities by their sum; "bucket" adds one
-            class that holds all others (`classes.topk_kl`).
+        tail: "renormalize" divides the K probabilities by their sum; "bucket" keeps
+            them as stored and adds one class with what they leave of 1, nothing where
+            rounding took their sum above 1; they are divided by it there
+            (`classes.topk_kl`).
         temperature: divides the student's logits only; the loss is multiplied by its
             square.
         reduction: "batch" sum over nodes / B, "node" mean over valid nodes, "none" (B,)

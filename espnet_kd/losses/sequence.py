@@ -6,7 +6,7 @@ The loss is sum_k w_k (-log p(hypothesis k | audio)), by the student's own loss.
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import check_lengths, length_mask, upcast
+from espnet_kd.lattice.nodes import LOG_ZERO, check_lengths, length_mask, upcast
 
 
 def error_weights(wer: Tensor | float, beta: float) -> Tensor:
@@ -55,5 +55,10 @@ def posterior_weights(scores: Tensor, scale: float, lengths: Tensor) -> Tensor:
         raise ValueError(f"scores: shape {tuple(scores.shape)}, expected (B, K)")
     lengths = check_lengths("lengths", lengths, *scores.shape).to(scores.device)
     absent = ~length_mask(lengths, scores.shape[1])
-    weights = (scale * upcast(scores)).masked_fill(absent, -torch.inf).softmax(-1)
+    if not scores.numel():
+        return upcast(scores)
+    scores = upcast(scores).masked_fill(absent, -torch.inf)
+    # the best becomes 0, so that no scale makes two of them infinite
+    below = (scores - scores.amax(1, keepdim=True)).clamp(min=LOG_ZERO)
+    weights = (scale * below).masked_fill(absent, -torch.inf).softmax(-1)
     return weights.masked_fill(absent, 0)

@@ -79,19 +79,20 @@ class KDConf:
         rate: how the faster side is brought to the frame rate of the slower one where
             one is an integer multiple of the other: `stride` (every n-th frame) or
             `pool` (mean of n frames).
-        true_lengths: correct the encoder lengths of padded batches in
-            `asr_transducer` (espnet_kd.student.lengths).
+        true_lengths: encode padded batches with true lengths
+            (espnet_kd.student.lengths), with or without KD; None: with KD (losses, or
+            weights in the training data), else as stock ESPnet does.
     """
 
     losses: tuple[LossConf, ...] = field(default_factory=tuple)
     hard_weight: float = 1.0
     rate: str = "stride"
-    true_lengths: bool = True
+    true_lengths: bool | None = None
 
     def __post_init__(self) -> None:
         _number("hard_weight", self.hard_weight, minimum=0)
         _one_of("rate", self.rate, ("stride", "pool"))
-        if not isinstance(self.true_lengths, bool):
+        if not isinstance(self.true_lengths, (bool, type(None))):
             raise ValueError(
                 f"true_lengths: {self.true_lengths!r} is not true or false"
             )

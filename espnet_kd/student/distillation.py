@@ -18,6 +18,7 @@ from espnet_kd.losses import (
     path_kd,
     topk_targets,
 )
+from espnet_kd.losses.classes import soften
 from espnet_kd.student.config import KDConf, LossConf
 from espnet_kd.student.outputs import Outputs
 from espnet_kd.student.rates import slow_down
@@ -228,7 +229,7 @@ def _sequence_kd(
             torch.zeros_like(lengths),
             **options,
         )
-    log_probs = (teacher / loss.temperature).log_softmax(-1)
+    log_probs = soften(teacher, loss.temperature)
     k = min(loss.k, log_probs.size(-1))
     targets = topk_targets(log_probs, k, keep=keep)
     return essence_kd(student, *targets, lengths, tail=loss.tail, **options)

@@ -11,9 +11,9 @@ it is distilled, and a batched decoder reads words into it:
 * STFT: the end of the longest utterance is mirrored, the others run into zeros.
 
 A single utterance has no padding and is right, so that stock inference agrees with a
-model trained with true lengths. Parameters and state_dict stay as they are. Not
-corrected: `vgg_rnn` (the end of an utterance differs slightly) and the contextual block
-encoders.
+model trained with true lengths. Parameters and state_dict stay as they are. An encoder
+that is not corrected (`vgg_rnn`, contextual block, pre-trained ones, `conv1d` blocks of
+`asr_transducer`, ...) is named in a warning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ import torch
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+from espnet2.asr.encoder.rnn_encoder import RNNEncoder
+from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from espnet2.asr_transducer.encoder.blocks.conv1d import Conv1d as Conv1dBlock
 from espnet2.asr_transducer.encoder.blocks.conv_input import ConvInput
+from espnet2.asr_transducer.encoder.encoder import Encoder as TransducerEncoder
 from espnet2.layers.stft import Stft
 from espnet.nets.pytorch_backend.transformer import subsampling
 from torch import Tensor
@@ -94,6 +98,13 @@ SUBSAMPLINGS = {
     if name.startswith(("Conv1dSubsampling", "Conv2dSubsampling"))
 }
 CONVOLVING_ENCODERS = (BranchformerEncoder, ConformerEncoder, EBranchformerEncoder)
+# With these a batch equals its utterances encoded singly, once they are corrected.
+RIGHT_ENCODERS = (
+    *CONVOLVING_ENCODERS,
+    RNNEncoder,
+    TransformerEncoder,
+    TransducerEncoder,
+)
 
 
 class TrueLengthConv1d(Conv1d):
@@ -137,7 +148,8 @@ def _lengths_after(layer: Conv1d | Conv2d | MaxPool2d, lengths: Tensor) -> Tenso
 def use_true_lengths(model: torch.nn.Module) -> bool:
     """Correct the frontend and the encoder of an ESPnet model in place.
 
-    Returns whether anything was changed.
+    Returns whether anything was changed. An encoder that padding still changes is named
+    in a warning.
     """
     changed = [_correct(module) for module in model.modules()]
     encoder = model.encoder
@@ -147,7 +159,22 @@ def use_true_lengths(model: torch.nn.Module) -> bool:
             layer.register_forward_pre_hook(_hand_down_mask)
     if any(changed):
         logging.info("Padded batches are encoded with true lengths (true_lengths).")
+    wrong = _not_corrected(encoder)
+    if wrong is not None:
+        logging.warning(
+            f"true_lengths: {wrong} is not among the encoders that are corrected; "
+            "padding may change what it makes of the utterances of a batch"
+        )
     return any(changed)
+
+
+def _not_corrected(encoder: torch.nn.Module) -> str | None:
+    """Name of the class that is not known to be right; None where all are."""
+    if type(encoder) not in RIGHT_ENCODERS:  # a subclass need not be right
+        return type(encoder).__name__
+    if any(isinstance(module, Conv1dBlock) for module in encoder.modules()):
+        return f"block_type conv1d of {type(encoder).__name__}"
+    return None
 
 
 def _correct(module: torch.nn.Module) -> bool:

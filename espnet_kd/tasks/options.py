@@ -52,7 +52,7 @@ class KDTaskMixin:
             "--kd_conf",
             action=NestedDictAction,
             default=dict(),
-            help="KD losses, see espnet_kd/student/config.py; none: stock training",
+            help="KD losses, see espnet_kd/student/config.py; empty: stock training",
         )
 
     @classmethod
@@ -77,9 +77,10 @@ class KDTaskMixin:
         model = super().build_model(args)
         if args.collect_stats:
             return model
-        if conf.true_lengths:
+        is_kd = _is_kd(args, conf)
+        if is_kd if conf.true_lengths is None else conf.true_lengths:
             use_true_lengths(model)
-        if conf.losses or _has_weights(args):
+        if is_kd:
             with _refusing():
                 teachers = _load_teachers(args) if conf.losses else {}
                 weights = args.teacher_weight or [1.0] * len(teachers)
@@ -107,12 +108,16 @@ def _has_weights(args: argparse.Namespace) -> bool:
     return any(name == "kd_weight" for _, name, _ in files)
 
 
+def _is_kd(args: argparse.Namespace, conf: KDConf) -> bool:
+    return bool(conf.losses) or _has_weights(args)
+
+
 def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
     for name in ("teacher_config", "teacher_model_file", "teacher_weight"):
         value = getattr(args, name)
         if not isinstance(value, list):  # a YAML file may hold one name, or null
             setattr(args, name, [] if value is None else [value])
-    if not conf.losses and not _has_weights(args):
+    if not _is_kd(args, conf):
         return
     if getattr(args, "ngpu", 0) > 1 and not torch.distributed.is_initialized():
         raise ValueError(

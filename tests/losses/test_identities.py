@@ -17,6 +17,7 @@ from espnet_kd.losses import (
     topk_kl,
     topk_targets,
 )
+from espnet_kd.losses.classes import full_kl, soften
 
 B, T, U, V, K = 3, 6, 4, 7, 3
 LOSSES = ["collapsed", "full", "path", "renormalize", "bucket"]
@@ -222,6 +223,42 @@ def test_huge_logits_stay_finite(name, scale, classes):
         assert loss.isfinite() and grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scale", [1.0, 3e38])
+@pytest.mark.parametrize("temperature", [1e-3, 0.01, 0.5, 20.0])
+def test_huge_logits_stay_finite_at_any_temperature(name, scale, temperature):
+    case = Case(name, k=2)
+    student, teacher = (
+        (scale * x.sign()).float() for x in (case.student, case.teacher)
+    )
+    for other in (teacher, student, -student):
+        loss, grad = value_and_grad(case, student, other, temperature=temperature)
+        assert loss.isfinite() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.7, 3.0])
+def test_temperature_by_softmax_of_the_quotient(temperature):
+    """Value, and the gradient T (p - q), where nothing overflows; a shift of all logits
+    changes neither."""
+    student, teacher = torch.randn(2, 5, V, dtype=torch.float64) / 10
+    q, p = ((x / temperature).softmax(-1) for x in (teacher, student))
+    for shift in (0.0, 1e6):
+        logits = (student + shift).requires_grad_()
+        losses = full_kl(logits, teacher + shift, temperature)
+        (grad,) = torch.autograd.grad(losses.sum(), logits)
+        expected = temperature**2 * (q * (q / p).log()).sum(-1)
+        torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(grad, temperature * (p - q), rtol=1e-6, atol=1e-9)
+
+
+def test_largest_logit_takes_all_at_a_low_temperature():
+    """3e38 / 0.01 is beyond float32; the posteriors are one-hot, or shared by two."""
+    big = 3e38
+    logits = torch.tensor([[big, -big, 0.0], [big, big, 0.0], [-big, -big, -big]])
+    expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
+    torch.testing.assert_close(soften(logits, 0.01).exp(), expected)
+
+
 def test_rest_mass_survives_where_one_minus_p_is_zero():
     """Rest of about e-40 and e-50: 1 - p would be 0 on both sides."""
     student, teacher = torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 3)
@@ -325,6 +362,32 @@ def test_bucket_of_targets_that_sum_to_one_or_more(excess):
     assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("tail", ["renormalize", "bucket"])
+def test_targets_stored_in_half_precision(tail):
+    """Their sum is off by rounding; the loss is that of the exact ones, but for it."""
+    case = Case(tail)
+    values, ids = topk_targets(case.teacher.log_softmax(-1), K)
+    losses = {
+        kind: essence_kd(case.student, stored, ids, case.t, tail=tail)
+        for kind, stored in (("exact", values), ("half", values.half()))
+    }
+    torch.testing.assert_close(losses["half"], losses["exact"], rtol=2e-3, atol=2e-3)
+
+
+def test_a_bucket_takes_what_rounding_left_of_one():
+    """Below 1 the difference is tail; above 1 the tail is empty."""
+    student, ids = torch.zeros(1, 1, 4), torch.tensor([[[1, 3]]])
+    p = torch.tensor([0.25, 0.25, 0.5])
+    for stored, q in (
+        ([0.7, 0.299], [0.7, 0.299, 0.001]),
+        ([0.8, 0.202], [0.8 / 1.002, 0.202 / 1.002, 0.0]),
+    ):
+        values, q = torch.tensor([[stored]]).log(), torch.tensor(q)
+        expected = torch.xlogy(q, q / p).sum()
+        loss = essence_kd(student, values, ids, torch.tensor([1]), tail="bucket")
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_topk_targets():
     log_probs = torch.tensor([[-4.0, -0.5, -2.0, -3.0, -9.0]])
     values, ids = topk_targets(log_probs, 3)
@@ -350,9 +413,16 @@ def test_error_weights():
 def test_posterior_weights():
     nan = float("nan")
     scores = torch.tensor([[-3.0, -1.0, -2.0], [-1e4, 2.0, nan], [nan, nan, nan]])
+    lengths = torch.tensor([2, 3, 1])
     weights = posterior_weights(scores, 0.5, torch.tensor([3, 2, 0]))
     torch.testing.assert_close(weights[0], (scores[0] / 2).softmax(-1))
     assert weights[1].tolist() == [0, 1, 0] and weights[2].tolist() == [0, 0, 0]
+    huge = torch.tensor([[3e38, -3e38, nan], [3e38, 3e38, 0.0], [-3e38, nan, nan]])
+    expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [1.0, 0, 0]])
+    for scale in (1.0, 10.0, 1e30):
+        assert torch.equal(posterior_weights(huge, scale, lengths), expected)
+    assert posterior_weights(huge, 0.0, lengths)[0].tolist() == [0.5, 0.5, 0]
+    assert posterior_weights(torch.zeros(2, 0), 1.0, lengths[:2] * 0).shape == (2, 0)
     uniform = posterior_weights(scores, 0, torch.tensor([3, 2, 1]))
     torch.testing.assert_close(uniform[:2].sum(1), torch.ones(2))
     assert uniform[1].tolist() == [0.5, 0.5, 0]
@@ -370,6 +440,12 @@ def test_ensemble_of_teachers():
     torch.testing.assert_close(
         ensemble_logits([a, b], [2.0, 0.0]).softmax(-1), a.softmax(-1)
     )
+    huge = torch.tensor([3e38, -3e38, 0.0])
+    for temperature in (0.01, 1.0):
+        z = ensemble_logits([huge, -huge], [1.0, 3.0], temperature)
+        assert z.isfinite().all()
+        expected = torch.tensor([0.25, 0.75, 0.0])
+        torch.testing.assert_close(soften(z, temperature).exp(), expected)
     for weights in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]):
         with pytest.raises(ValueError, match="weights: "):
             ensemble_logits([a, b], weights)

@@ -10,6 +10,12 @@ def test_nothing_means_no_losses():
     assert parse_kd_conf({"losses": None}).losses == ()
 
 
+@pytest.mark.parametrize("value", [True, False, None])
+def test_true_lengths_may_be_left_open(value):
+    assert parse_kd_conf(dict(true_lengths=value)).true_lengths is value
+    assert parse_kd_conf({}).true_lengths is None
+
+
 def test_values_are_taken_over():
     conf = parse_kd_conf(
         dict(

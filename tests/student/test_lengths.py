@@ -108,6 +108,11 @@ def difference(model: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -
     return worst
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was warned of so far."""
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
 def features(size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
     """Every remainder that a subsampling by 4, 6 or 8 can leave; longest first."""
     lengths = torch.tensor([77, 76, 75, 74, 73, 72, 71, 70, 50, 41, 35, 33, 32])
@@ -119,12 +124,13 @@ def features(size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
     ASR_ENCODERS,
     ids=[f"{n} {c.get('input_layer')}" for n, c in ASR_ENCODERS],
 )
-def test_asr_encoders(name: str, conf: dict):
+def test_asr_encoders(name: str, conf: dict, caplog: pytest.LogCaptureFixture):
     model = Model(asr_encoder(name, conf))
     keys = model.state_dict().keys()
     is_right = name == "rnn" or (name, conf["input_layer"]) == ("transformer", "linear")
     assert (difference(model, *features()) < 1e-4) == is_right  # in stock ESPnet
     assert use_true_lengths(model) == (not is_right)
+    assert not warnings(caplog)
     assert difference(model, *features()) < 1e-4
     assert model.state_dict().keys() == keys
     assert not use_true_lengths(model)  # a second time there is nothing left
@@ -132,11 +138,42 @@ def test_asr_encoders(name: str, conf: dict):
 
 @pytest.mark.parametrize("block", ["conformer", "branchformer", "ebranchformer"])
 @pytest.mark.parametrize("vgg, factor", TRANSDUCER_INPUTS)
-def test_asr_transducer_encoders(vgg: bool, factor: int, block: str):
+def test_asr_transducer_encoders(
+    vgg: bool, factor: int, block: str, caplog: pytest.LogCaptureFixture
+):
     model = Model(transducer_encoder(vgg, factor, block))
     assert difference(model, *features()) == torch.inf  # stock ConvInput is wrong
     assert use_true_lengths(model)
+    assert not warnings(caplog)
     assert difference(model, *features()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name, choice, conf",
+    [
+        ("VGGRNNEncoder", "vgg_rnn", dict(hidden_size=12)),
+        ("ContextualBlockTransformerEncoder", "contextual_block_transformer", ASR),
+    ],
+)
+def test_an_encoder_that_is_not_corrected_is_named(
+    name: str, choice: str, conf: dict, caplog: pytest.LogCaptureFixture
+):
+    model = Model(asr_encoder(choice, conf))
+    use_true_lengths(model)
+    assert difference(model, *features()) > 1e-4  # the warning is true
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"true_lengths: {name} is not among")
+
+
+def test_a_block_that_is_not_corrected_is_named(caplog: pytest.LogCaptureFixture):
+    block = dict(block_type="conv1d", output_size=12, kernel_size=3)
+    input_conf = dict(vgg_like=False, conv_size=6, subsampling_factor=4)
+    model = Model(Encoder(SIZE, input_conf=input_conf, body_conf=[block])).eval()
+    use_true_lengths(model)
+    out, frames = model(*features())
+    assert int(frames.max()) > out.size(1)  # more frames than it puts out
+    (warning,) = warnings(caplog)
+    assert warning.startswith("true_lengths: block_type conv1d of Encoder is not")
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from tests.tasks.recipe import Recipe, teachers
 needs_k2 = pytest.mark.skipif(not has_k2(), reason="the pruned loss needs k2")
 KINDS = ["hybrid", "ctc", "attention", "transducer", "asr_transducer"]
 KINDS.append(pytest.param("pruned", marks=needs_k2))
+NODES = dict(hybrid="tokens", ctc="frames", attention="tokens")  # path elsewhere
 # Dropout: the random numbers are drawn alike, too.
 DROPOUT = {
     "asr": dict(encoder_conf=dict(dropout_rate=0.2, positional_dropout_rate=0.1)),
     "asr_transducer": dict(decoder_conf=dict(dropout_rate=0.2)),
 }
-AS_IN_STOCK = dict(kd_conf=dict(true_lengths=False))
 
 
 def dropout(kind: str) -> dict:
@@ -45,10 +45,46 @@ def assert_same_step(ours: torch.nn.Module, stock: torch.nn.Module, batch) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_and_gradients(recipe: Recipe, kind: str):
-    ours = recipe.build(kind, **AS_IN_STOCK, **dropout(kind))
+    """On a padded batch: without KD nothing is corrected."""
+    batch = recipe.batch()
+    assert batch["speech_lengths"].min() < batch["speech_lengths"].max()
+    ours = recipe.build(kind, **dropout(kind))
     stock = recipe.build(kind, stock=True, **dropout(kind))
     assert type(ours) is type(stock)
-    assert_same_step(ours, stock, recipe.batch())
+    assert_same_step(ours, stock, batch)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "true_lengths, kd",
+    [(None, None), (True, None), (False, None)]
+    + [(value, kd) for kd in ("losses", "weights") for value in (None, True, False)],
+)
+def test_which_models_have_true_lengths(recipe: Recipe, kind, true_lengths, kd):
+    """As said, else those of KD; told by an utterance in a batch and alone."""
+    conf = {} if true_lengths is None else dict(true_lengths=true_lengths)
+    options = {}
+    if kd == "losses":
+        conf["losses"] = [dict(nodes=NODES.get(kind, "path"))]
+        teacher = "asr_transducer" if kind == "pruned" else kind
+        options = teachers(recipe.teacher(teacher))
+    model = recipe.build(kind, kd_conf=conf, weights=kd == "weights", **options)
+    stock = recipe.build(kind, stock=True)
+    batch, short = recipe.batch([4, 3]), recipe.batch([3])
+    with torch.no_grad():
+        ours, theirs, alone = (
+            each.encode(b["speech"], b["speech_lengths"])
+            for each, b in ((model, batch), (stock, batch), (stock, short))
+        )
+    frames = int(alone[1])
+    is_true = ours[1][-1] == frames and torch.allclose(
+        ours[0][-1, :frames], alone[0][0], atol=1e-5
+    )
+    expected = kd is not None if true_lengths is None else true_lengths
+    assert is_true == expected
+    assert (torch.equal(ours[1], theirs[1]) and torch.equal(ours[0], theirs[0])) == (
+        not expected
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +95,7 @@ def test_true_lengths_change_nothing_where_there_is_no_padding(
     shorter = int(batch["speech_lengths"].min())
     batch["speech"] = batch["speech"][:, :shorter]
     batch["speech_lengths"][:] = shorter
-    ours = recipe.build(kind, **dropout(kind))
+    ours = recipe.build(kind, kd_conf=dict(true_lengths=True), **dropout(kind))
     stock = recipe.build(kind, stock=True, **dropout(kind))
     assert_same_step(ours, stock, batch)
 
@@ -68,8 +104,8 @@ def test_true_lengths_change_nothing_where_there_is_no_padding(
 def test_the_stock_loss_beside_a_kd_loss(recipe: Recipe, kind: str):
     """A KD loss of weight 0 leaves the student's own loss and gradients alone."""
     teacher = recipe.teacher("asr_transducer" if kind == "pruned" else kind)
-    nodes = dict(hybrid="tokens", ctc="frames", attention="tokens").get(kind, "path")
-    conf = dict(losses=[dict(nodes=nodes, weight=0.0)], true_lengths=False)
+    losses = [dict(nodes=NODES.get(kind, "path"), weight=0.0)]
+    conf = dict(losses=losses, true_lengths=False)
     ours = recipe.build(kind, kd_conf=conf, **teachers(teacher), **dropout(kind))
     stock = recipe.build(kind, stock=True, **dropout(kind))
     (our_stats, our_gradients), (stats, gradients) = (
@@ -85,7 +121,7 @@ def test_training(recipe: Recipe, kind: str):
     options = dict(max_epoch=2, optim="adam", optim_conf=dict(lr=0.01))
     options.update(dropout(kind))
     folders = [
-        recipe.train(kind, f"off_{kind}", **AS_IN_STOCK, **options),
+        recipe.train(kind, f"off_{kind}", **options),
         recipe.train(kind, f"stock_{kind}", stock=True, **options),
     ]
     ours, stock = (torch.load(folder / "2epoch.pth") for folder in folders)
