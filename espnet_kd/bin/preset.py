@@ -38,7 +38,8 @@ def read_preset(path: str) -> dict:
 def options(args: argparse.Namespace) -> None:
     """Print the section `kd_set` as command-line options."""
     section = read_preset(args.kd_config).get("kd_set") or {}
-    print(" ".join(f"--{name} {value}" for name, value in section.items()))
+    given = ((name, value) for name, value in section.items() if value is not None)
+    print(" ".join(f"--{name} {value}" for name, value in given))
 
 
 def merge(args: argparse.Namespace) -> None:

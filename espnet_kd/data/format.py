@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import soundfile
 from lhotse import CutSet, MonoCut, Recording
 from lhotse.utils import fastcopy
 from tqdm import tqdm
@@ -19,8 +20,9 @@ def format_data(
     """Write `data_dir` as ESPnet trains from it; returns the number of utterances.
 
     Audio that is used as it stands is not copied. Parts of recordings, piped commands,
-    other rates and perturbed speeds become wav files in `output_dir`/wav; those that an
-    interrupted run left complete are kept.
+    other rates and perturbed speeds become wav files in `output_dir`/wav. Those of an
+    earlier run are kept where they are as long as wanted, at the wanted rate and newer
+    than what they were made from.
 
     Args:
         data_dir: Kaldi folder.
@@ -29,8 +31,9 @@ def format_data(
         factors: speeds; ids of others than 1 become sp0.9-<id> as in Kaldi.
     """
     cuts = cuts_from_kaldi(data_dir)
+    since = max(_changed(data_dir / name) for name in ("wav.scp", "segments"))
     made = (
-        _as_file(cut, output_dir / "wav")
+        _as_file(cut, output_dir / "wav", since)
         for factor in factors
         for cut in _at_speed(cuts, factor, sampling_rate)
     )
@@ -52,19 +55,39 @@ def _at_speed(cuts: CutSet, factor: float, rate: int) -> Iterator[MonoCut]:
         yield cut
 
 
-def _as_file(cut: MonoCut, folder: Path) -> MonoCut:
-    """The cut itself where its audio is a whole file, else one that was written."""
+def _as_file(cut: MonoCut, folder: Path, since: int) -> MonoCut:
+    """The cut itself where its audio is a whole file, else one that was written.
+
+    A file that was written before `since` (ns) is written anew.
+    """
     recording = cut.recording
+    is_file = recording.sources[0].type == "file"
     whole = cut.num_samples == recording.num_samples
-    if whole and not recording.transforms and recording.sources[0].type == "file":
+    if whole and not recording.transforms and is_file:
         return cut
+    if is_file:
+        since = max(since, _changed(Path(recording.sources[0].source)))
     path = folder / f"{cut.id}.wav"
     folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not _is_current(path, cut, since):
         partial = folder / f"{cut.id}.tmp{os.getpid()}.wav"
         cut.save_audio(partial)
         os.replace(partial, path)
     return _on_file(cut, path)
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written (ns); 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _is_current(path: Path, cut: MonoCut, since: int) -> bool:
+    """Whether a file is the cut's audio as far as its header and its age tell."""
+    if _changed(path) <= since:
+        return False
+    header = soundfile.info(path)
+    wanted = (cut.sampling_rate, cut.num_samples)
+    return (header.samplerate, header.frames) == wanted
 
 
 def _on_file(cut: MonoCut, path: Path) -> MonoCut:

@@ -19,7 +19,7 @@ def kd_config(tmp_path: Path) -> Path:
     path.write_text(
         yaml.safe_dump(
             dict(
-                kd_set=dict(nbest=4, weights="posterior"),
+                kd_set=dict(nbest=4, weights="posterior", max_wer=None),
                 kd_conf=dict(losses=[dict(nodes="path")], hard_weight=0.5),
             )
         )

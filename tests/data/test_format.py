@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,22 @@ def test_the_command_refuses_bad_data(whole: Path, tmp_path: Path):
     ):
         command.main(options)
     assert not (tmp_path / "dump").exists()
+
+
+def test_stale_audio_is_made_anew(whole: Path, tmp_path: Path):
+    """Another rate, or another source of the same length: nothing old is kept."""
+    dump = tmp_path / "dump"
+
+    def made() -> str:
+        return table(dump, "wav.scp")["sp0.9-spk-a"]
+
+    format_data(whole, dump, RATE, [0.9])
+    format_data(whole, dump, 2 * RATE, [0.9])
+    assert soundfile.info(made()).samplerate == 2 * RATE
+    time.sleep(0.02)  # above the resolution of a file's time
+    soundfile.write(tmp_path / "a.wav", tone(0.5, frequency=1000), RATE)
+    format_data(whole, dump, 2 * RATE, [0.9])
+    assert pitch(made()) == pytest.approx(900, rel=0.01)
+    before = Path(made()).stat().st_mtime_ns
+    format_data(whole, dump, 2 * RATE, [0.9])
+    assert Path(made()).stat().st_mtime_ns == before

@@ -56,9 +56,14 @@ def test_missing_option_is_named(recipe):
 
 
 def test_options_of_asr_sh_are_taken(recipe):
-    options = "--use_lm false --audio-format wav --max_wav_duration 30 --nj 4"
+    options = (
+        "--use_lm false --audio-format wav --max_wav_duration 30 --nj 4 --num_inf 1 "
+        "--eval_valid_set true --use_nlp_prompt false --hf_repo lab/name"
+    )
     answer = kd(recipe, f"{NEEDED} {options} --stage 100")
     assert answer.returncode == 0, answer.stderr
+    unused = re.findall(r"--(\w+) \S+: not used by kd.sh", answer.stdout)
+    assert sorted(unused) == ["audio_format", "eval_valid_set", "max_wav_duration"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,13 @@ def test_options_of_asr_sh_are_taken(recipe):
         ("--feats_type fbank", "feats_type"),
         ("--token_type phn", "token_type"),
         ("--num_splits_asr 4", "num_splits_asr"),
+        ("--use_streaming true", "use_streaming"),
+        ("--use_k2 true", "use_k2"),
+        ("--sot_asr true", "sot_asr"),
+        ("--num_ref 2", "num_ref"),
+        ("--stage x", "--stage x"),
+        ("--stage 12", "nothing is trained"),
+        ("--stage 13 --kd_config sequence.yaml", "nothing is trained"),
     ],
 )
 def test_what_kd_cannot_do_is_refused(recipe, option, word):
@@ -113,6 +125,7 @@ def test_failure_stops_the_chain_and_names_the_log(recipe):
     assert "exp/student/train.log" in answer.stderr
     assert "Ended (code" in (recipe / "exp" / "student" / "train.log").read_text()
     assert not (recipe / "exp" / "student" / ".done").exists()
+    assert (recipe / "exp" / "student" / ".command").exists()
     assert "Stage 12" not in answer.stdout
 
 
@@ -129,6 +142,65 @@ def test_a_copy_of_kd_sh_finds_our_files(recipe):
     (recipe / "kd.sh").unlink()
     shutil.copy(TEMPLATE / "kd.sh", recipe / "kd.sh")
     answer = kd(recipe, f"{NEEDED} --stage 100")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_what_asr_sh_made_is_left_alone(recipe):
+    """Sets, token list and a trained student, each known by kd.sh's missing mark."""
+    student = recipe / "exp" / "student"
+    for file in (
+        recipe / "dump" / "raw" / "train" / "wav.scp",
+        recipe / "dump" / "raw" / "train" / "text",
+        recipe / "dump" / "raw" / "valid" / "wav.scp",
+        recipe / "dump" / "raw" / "test" / "wav.scp",
+        recipe / "data" / "token_list" / "char" / "tokens.txt",
+        recipe / "exp" / "asr_stats_raw_char" / "train" / "speech_shape",
+        student / "config.yaml",
+        student / "valid.acc.ave_1best.pth",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("made by asr.sh\n")
+    before = {path: path.stat().st_mtime_ns for path in recipe.rglob("*")}
+    options = f"{NEEDED} --token_type char --asr_exp exp/student --skip_stages 7"
+    answer = kd(recipe, f"{options} --stage 2 --stop_stage 4")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("was not made by kd.sh: left as it is") == 5
+    answer = kd(recipe, f"{options} --stage 9 --stop_stage 9")
+    assert answer.returncode == 0, answer.stderr
+    assert "exp/student was not trained by kd.sh: taken as it is" in answer.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in recipe.rglob("*")}
+    (student / "valid.acc.ave_1best.pth").unlink()
+    answer = kd(recipe, f"{options} --stage 9 --stop_stage 9")
+    assert "a training that kd.sh did not begin" in answer.stderr
+
+
+@pytest.mark.parametrize("lines, jobs", [(16, 16), (40, 32), (7, 3), (1, 1)])
+def test_keys_are_split_in_equal_parts(tmp_path, lines, jobs):
+    """The function itself, out of kd.sh; some lines are long."""
+    script = (TEMPLATE / "kd.sh").read_text()
+    names = "lines_of", "split_keys"
+    functions = [
+        re.search(rf"^{n}\(\).*?}}\n(?=\w)", script, re.M | re.S) for n in names
+    ]
+    keys = [f"utt{n} {'x' * (n % 5) ** 4}.wav\n" for n in range(lines)]
+    (tmp_path / "wav.scp").write_text("".join(keys))
+    command = "".join(f[0] for f in functions) + f"split_keys wav.scp keys {jobs}"
+    answer = shell(tmp_path, "bash", "-euc", command)
+    assert answer.returncode == 0, answer.stderr
+    files = [tmp_path / "keys" / f"keys.{n + 1}.scp" for n in range(jobs)]
+    parts = [path.read_text().splitlines(keepends=True) for path in files]
+    assert sum(parts, []) == keys
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_path_sh_of_the_recipe_comes_first(recipe):
+    """It may activate the environment in which the package is found."""
+    (recipe / "kd.sh").unlink()
+    shutil.copy(TEMPLATE / "kd.sh", recipe / "kd.sh")
+    (recipe / "path.sh").write_text(f"export PYTHONPATH={REPO}\n")
+    options = [*NEEDED.split(), "--stage", "100", "--python", sys.executable]
+    answer = shell(recipe, "./kd.sh", *options, PYTHONPATH="")
     assert answer.returncode == 0, answer.stderr
 
 

@@ -48,7 +48,7 @@ asr_args=                 # More options of training.
 asr_tag=                  # Name of the experiment (default: from asr_config).
 asr_exp=                  # Folder of the student without KD.
 asr_stats_dir=            # Folder of the statistics.
-pretrained_model=         # Start the students from this checkpoint.
+pretrained_model=         # Start the students (not the teacher) from this checkpoint.
 feats_normalize=global_mvn # Normalisation of features.
 asr_speech_fold_length=800 # Fold length of speech.
 asr_text_fold_length=150   # Fold length of text.
@@ -56,13 +56,13 @@ ignore_init_mismatch=false # Whether pretrained_model may lack parts.
 num_splits_asr=1           # Only 1.
 
 # Teacher
-teacher_task=             # asr or asr_transducer (default: told by teacher_exp, else asr_task).
+teacher_task=             # Task of stage 5 (default: asr_task); trained teachers tell theirs.
 teacher_asr_config=       # Training configuration of stage 5.
 teacher_asr_args=         # More options of its training.
 teacher_exp=              # Trained teachers, a list (default: made in stage 5).
 teacher_model=valid.acc.ave.pth # Checkpoint in each.
 teacher_weights=          # Weight of each teacher (default: equal).
-teacher_inference_config= # Search of stage 6.
+teacher_inference_config= # Search of stage 6, and of teachers in stage 12.
 teacher_inference_args=   # More options of espnet_kd.bin.teacher_decode.
 teacher_nbest=4           # Hypotheses kept of each utterance.
 
@@ -78,39 +78,61 @@ inference_args=           # More options of decoding.
 inference_tag=            # Name of decoding (default: from inference_config).
 inference_asr_model=valid.acc.ave.pth # Checkpoint to decode with.
 batch_size=1              # Utterances at a time in decoding.
+use_lm=true               # As in asr.sh; an LM is used where inference_args name one.
 
-# Options of asr.sh that KD has no use for; taken so that a run.sh line can be pasted.
+# asr.sh's other options are taken so that a run.sh line can be pasted. These would change
+# results there; where one is given, a line in the log says that it is not used here.
+declare -A unused=(
+    [eval_valid_set]=false [use_lightning]=false [audio_format]=flac [min_wav_duration]=0.1
+    [max_wav_duration]=20 [oov]="<unk>" [blank]="<blank>" [sos_eos]="<sos/eos>"
+    [bpe_input_sentence_size]=100000000 [bpe_nlsyms]="" [bpe_char_cover]=1.0
+    [hugging_face_model_name_or_path]="" [use_ngram]=false [ngram_exp]="" [lm_exp]=""
+    [use_word_lm]=false [download_model]="" [bpe_train_text]="" [hyp_cleaner]=none
+    [auxiliary_data_tags]="" [post_process_local_data_opts]="" [use_text_prev]=false
+)
+for option in "${!unused[@]}"; do printf -v "${option}" '%s' "${unused[${option}]}"; done
+# KD cannot do these: refused where they are true.
+refused="use_k2 use_streaming use_maskctc use_prompt use_lang_prompt use_nlp_prompt sot_asr
+    multi_columns_input_wav_scp multi_columns_output_wav_scp"
+for option in ${refused}; do printf -v "${option}" false; done
+# And these change nothing here.
 # shellcheck disable=SC2034
 skip_data_prep=false skip_train=false skip_eval=false skip_upload=true skip_upload_hf=true \
-    skip_packing=true debug=false audio_format=flac min_wav_duration=0.1 max_wav_duration=20 \
-    oov="<unk>" blank="<blank>" sos_eos="<sos/eos>" bpe_input_sentence_size=100000000 \
-    bpe_nlsyms="" bpe_char_cover=1.0 hugging_face_model_name_or_path="" use_ngram=false \
-    ngram_exp="" ngram_num=3 use_lm=true lm_tag="" lm_exp="" lm_stats_dir="" lm_config="" \
-    lm_args="" use_word_lm=false num_splits_lm=1 word_vocab_size=10000 hf_repo="" use_k2=false \
-    k2_ctc_decoding=true use_nbest_rescoring=true num_paths=1000 nll_batch_size=100 \
-    k2_config=./conf/decode_asr_transformer_with_k2.yaml use_streaming=false \
-    use_maskctc=false inference_lm=valid.loss.ave.pth inference_ngram=3gram.bin \
-    download_model="" bpe_train_text="" lm_train_text="" lm_dev_text="" lm_test_text="" \
-    score_opts="" local_score_opts="" lm_fold_length=150 ref_text_files_str="text " \
-    ref_num=1 auxiliary_data_tags="" post_process_local_data_opts="" hyp_cleaner=none \
-    use_text_prev=false use_lightning=false
+    skip_packing=true debug=false hf_repo="" ngram_num=3 inference_ngram=3gram.bin \
+    lm_tag="" lm_stats_dir="" lm_config="" lm_args="" lm_fold_length=150 num_splits_lm=1 \
+    word_vocab_size=10000 inference_lm=valid.loss.ave.pth lm_train_text="" lm_dev_text="" \
+    lm_test_text="" k2_ctc_decoding=true use_nbest_rescoring=true num_paths=1000 \
+    nll_batch_size=100 k2_config=./conf/decode_asr_transformer_with_k2.yaml score_opts="" \
+    local_score_opts="" ref_text_files_str="text " ref_num=1 num_ref=1 num_inf=""
 
 help_message="Usage: $0 --train_set NAME --valid_set NAME --test_sets \"NAMES\" --asr_config FILE --kd_config FILE [options]
 
-$(sed -n '/^# General/,/^help_message/p' "$0" | sed '/^help_message/d')
+$(sed -n '/^# General/,/^# asr.sh.s other/p' "$0" | sed '$d')
 
 Stages: 1 data, 2 format and speed perturbation, 3 token list, 4 statistics, 5 teacher
 training, 6 teacher check and decoding, 7 soft targets, 8 KD training set, 9 student
-without KD, 10 student with KD, 11 sparse student, 12 decoding, 13 scoring, 14 report."
+without KD, 10 student with KD, 11 sparse student, 12 decoding, 13 scoring, 14 report.
+
+asr.sh's other options are taken as well."
 
 run_args=$(printf '%q ' "$@")
+for ((i = 1; i < $#; i++)); do # needed before the options are parsed
+    [ "${!i}" != --python ] || { value=$((i + 1)) && python=${!value}; }
+done
+# The recipe's own path.sh, utils/parse_options.sh and cmd.sh; ours where it has none.
+words=("$@")
+set -- # a sourced path.sh sees the positional parameters
+# shellcheck disable=SC1091
+[ ! -e path.sh ] || . ./path.sh
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 if [ ! -e "${here}/utils/run_jobs.py" ]; then # a copy of kd.sh: our files lie with the package
-    here=$(python3 -c 'import pathlib, espnet_kd; print(pathlib.Path(espnet_kd.__file__).parents[1])')/egs/TEMPLATE/asr1
+    here=$(${python} -c 'import pathlib, espnet_kd; print(pathlib.Path(espnet_kd.__file__).parents[1])')/egs/TEMPLATE/asr1
 fi
-# The recipe's own files, ours where it has none.
-for file in utils/parse_options.sh path.sh cmd.sh; do
-    [ -e "${file}" ] || file=${here}/${file}
+# shellcheck disable=SC1091
+[ -e path.sh ] || . "${here}/path.sh"
+set -- "${words[@]}"
+for file in utils/parse_options.sh cmd.sh; do
+    if [ -e "${file}" ]; then file=./${file}; else file=${here}/${file}; fi
     # shellcheck disable=SC1090
     . "${file}"
 done
@@ -134,18 +156,36 @@ runs() { # Whether a stage is asked for; says what it does.
     [[ ! " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]] || return 1
     log "Stage $1: $2"
 }
-once() { # once DIR COMMAND...: skip a command that has ended well in DIR before.
-    local marker=$1/.done key
-    shift
-    key="$* $(for word in "$@"; do case ${word} in *.yaml) cksum <"${word}" ;; esac; done)"
-    if [ -e "${marker}" ] && [ "$(cat "${marker}")" = "${key}" ]; then
-        log "  done before: ${marker%/.done}"
-        return 0
-    fi
-    rm -f "${marker}"
-    "$@" || return # set -e does not hold within a condition
-    mkdir -p "$(dirname "${marker}")"
-    echo "${key}" >"${marker}"
+
+# A folder remembers the command that began it (.command) and that it ended well (.done).
+key_of() { # key_of "FILE..." WORD...: a command's words and checksums of what it reads
+    local file words="${*:2}"
+    echo "${words//"${python} "/}"
+    for file in $1 $(printf '%s\n' "${@:2}" | grep '\.yaml$' || true); do
+        [ ! -f "${file}" ] || cksum "${file}"
+    done
+}
+is_done() { # is_done DIR KEY
+    [ -e "$1/.done" ] && [ "$(cat "$1/.command" 2>/dev/null)" = "$2" ] && log "  done before: $1"
+}
+begin() { # begin DIR KEY
+    mkdir -p "$1"
+    rm -f "$1/.done"
+    echo "$2" >"$1/.command"
+}
+once() { # once DIR "FILE..." COMMAND...: skip what has ended well in DIR from the same FILEs
+    local dir=$1 key
+    key=$(key_of "${@:2}")
+    is_done "${dir}" "${key}" && return
+    begin "${dir}" "${key}"
+    "${@:3}" || return # set -e does not hold within a condition
+    touch "${dir}/.done"
+}
+is_ours() { [ -e "$1/.command" ] || [ -e "$1/.done" ]; } # is_ours DIR: begun by kd.sh
+may_write() { # may_write DIR FILE: not where DIR holds a FILE that asr.sh made
+    is_ours "$1" || [ ! -e "$2" ] && return
+    log "  $2 was not made by kd.sh: left as it is"
+    return 1
 }
 name_of() { basename "$1" .yaml; }
 
@@ -158,8 +198,19 @@ for command in train_cmd cuda_cmd decode_cmd; do
 done
 
 need train_set valid_set test_sets asr_config
+[[ ${stage}${stop_stage} =~ ^[0-9]+$ ]] || die "--stage ${stage}, --stop_stage ${stop_stage}: whole numbers are wanted"
 [ "${num_splits_asr}" -eq 1 ] || die "--num_splits_asr ${num_splits_asr}: a split KD set is not supported, leave it at 1"
+[ "${num_ref}" -eq 1 ] || die "--num_ref ${num_ref}: KD knows one reference, leave it at 1"
 [ "${feats_type}" = raw ] || die "--feats_type ${feats_type}: KD reads waveforms, only raw is taken"
+for option in ${refused}; do
+    [ "${!option}" = false ] || die "--${option} ${!option}: KD has no such training or decoding, leave it at false"
+done
+for option in "${!unused[@]}"; do
+    [ "${!option}" = "${unused[${option}]}" ] || log "--${option} ${!option}: not used by kd.sh"
+done
+[ "${skip_data_prep}" = false ] || skip_stages+=" 1 2 3 4"
+[ "${skip_train}" = false ] || skip_stages+=" 5 6 7 8 9 10 11"
+[ "${skip_eval}" = false ] || skip_stages+=" 12 13 14"
 teacher_train_set=${teacher_train_set:-${train_set}}
 if [ -n "${speed_perturb_factors}" ]; then
     data_train_sets=$(printf '%s\n' "${train_set}" "${teacher_train_set}" | sort -u)
@@ -190,111 +241,154 @@ tag_of() { # tag_of CONFIG ARGS
 stats_tag=${feats_type}_${_lang}${token_tag}
 [ -z "${speed_perturb_factors}" ] || stats_tag+=_sp
 asr_stats_dir=${asr_stats_dir:-${expdir}/asr_stats_${stats_tag}}
-teacher_stats_dir=${asr_stats_dir}
-[ "${teacher_train_set}" = "${train_set}" ] || teacher_stats_dir=${asr_stats_dir}_${teacher_train_set}
 asr_tag=${asr_tag:-$(tag_of "${asr_config}" "${asr_args}")}
 asr_exp=${asr_exp:-${expdir}/asr_${asr_tag}}
+teacher_stats_dir=${asr_stats_dir}
+frontend_of() { awk '/^[a-z]/ { on = /^frontend/ } on' "$1"; } # frontend_of CONFIG
 if [ -n "${teacher_asr_config}" ]; then
     teacher_exp=${teacher_exp:-${expdir}/asr_$(tag_of "${teacher_asr_config}" "${teacher_asr_args}")}
+    # The student's statistics serve where the teacher hears the same in the same way.
+    [ "${teacher_train_set} ${teacher_asr_args} $(frontend_of "${teacher_asr_config}")" = \
+        "${train_set} ${asr_args} $(frontend_of "${asr_config}")" ] ||
+        teacher_stats_dir=${asr_stats_dir}_${teacher_train_set}
 fi
 read -r -a teachers <<<"${teacher_exp}"
-if [ -z "${teacher_task}" ]; then
-    teacher_task=${asr_task}
-    if [ ${#teachers[@]} -gt 0 ] && [ -e "${teachers[0]}/config.yaml" ]; then
-        teacher_task=$(grep -q '^joint_network_conf' "${teachers[0]}/config.yaml" && echo asr_transducer || echo asr)
+task_of() { # task_of TEACHER: of a trained one, told by its configuration
+    if [ ! -e "$1/config.yaml" ]; then
+        echo "${teacher_task:-${asr_task}}"
+    elif grep -q '^joint_network_conf' "$1/config.yaml"; then
+        echo asr_transducer
+    else
+        echo asr
     fi
-fi
+}
+place_of() { # place_of FOLDER: where we put what a model said that another recipe trained
+    local name=${1%/}
+    name=${name#"${expdir}"/}
+    name=${name//..\//}
+    name=${name#/}
+    echo "${expdir}/teacher_decode/${name//\//_}"
+}
 kd_tag=${kd_tag:-$([ -z "${kd_config}" ] || name_of "${kd_config}")}
 kd_data=${data_feats}/${train_set}_kd_${kd_tag}
 kd_exp=${asr_exp}_kd_${kd_tag}
-decode_dir=${expdir}/teacher_decode/$([ ${#teachers[@]} -eq 0 ] || basename "${teachers[0]}")
-if [ -z "${inference_tag}" ]; then
-    inference_tag=$([ -n "${inference_config}" ] && name_of "${inference_config}" || echo inference)
-    inference_tag+=$(echo "${inference_args}" | sed -e 's/--/\_/g' -e 's/[ |=]//g')
-    inference_tag+=_asr_model_${inference_asr_model%.pth}
+decode_dir=$(place_of "${teachers[0]:-}")
+inference_ngpu=0
+if [ "${gpu_inference}" = true ]; then
+    inference_ngpu=1
+    decode_cmd=${cuda_cmd}
 fi
 tokenizing="--token_type ${token_type} --token_list ${token_list} --bpemodel ${bpemodel} --non_linguistic_symbols ${nlsyms_txt} --cleaner ${cleaner} --g2p ${g2p}"
+model_options="--use_preprocessor true ${tokenizing} --frontend_conf fs=${fs}"
 
-split_keys() { # split_keys FILE DIR JOBS: FILE's lines over DIR/keys.N.scp
+lines_of() { grep -c '' "$1" || true; }
+split_keys() { # split_keys FILE DIR JOBS: FILE's lines over DIR/keys.N.scp in equal parts
     mkdir -p "$2"
     rm -f "$2"/keys.*.scp
-    split --numeric-suffixes=1 --suffix-length=4 --number=l/"$3" --additional-suffix=.scp "$1" "$2"/keys.
-    local file
-    for file in "$2"/keys.*.scp; do # keys.0007.scp -> keys.7.scp
-        local number=${file##*/keys.}
-        mv "${file}" "$2/keys.$((10#${number%.scp})).scp"
-    done
+    awk -v jobs="$3" -v lines="$(lines_of "$1")" -v keys="$2/keys." \
+        '{ print > (keys (int((NR - 1) * jobs / lines) + 1) ".scp") }' "$1"
 }
 jobs_for() { # jobs_for FILE WANTED: no more jobs than utterances
     local lines
-    lines=$(wc -l <"$1")
+    lines=$(lines_of "$1")
     [ "${lines}" -gt 0 ] || die "$1 is empty"
     echo $((lines < $2 ? lines : $2))
 }
-collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR (called by once: dies itself)
+tables_of() { # tables_of SET...: files by which a formatted set is known
+    local set
+    for set in "$@"; do
+        printf "${data_feats}/${set}/%s\n" .command wav.scp text utt2num_samples kd_weight
+    done
+}
+data_of() { # data_of train|valid DIR: ESPnet's options for audio and text of a data folder
+    # kaldi_ark reads archives, and files among them.
+    local type=sound
+    ! grep -qE '\.ark:[0-9]+$' "$2/wav.scp" || type=kaldi_ark
+    echo "--$1_data_path_and_name_and_type $2/wav.scp,speech,${type}"
+    [ ! -e "$2/text" ] || echo "--$1_data_path_and_name_and_type $2/text,text,text"
+    [ ! -e "$2/kd_weight" ] || echo "--$1_data_path_and_name_and_type $2/kd_weight,kd_weight,text_float"
+}
+collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR [option...] (called by once: dies itself)
     local task=$1 config=$2 set=$3 dir=$4 part jobs opts=""
-    jobs=$(jobs_for "${data_feats}/${valid_set}/wav.scp" "$(jobs_for "${data_feats}/${set}/wav.scp" "${nj}")")
+    shift 4
+    made_by 2 "${data_feats}/${set}/wav.scp" "${data_feats}/${valid_set}/wav.scp"
+    made_by 3 "${token_list}"
+    jobs=$(jobs_for "${data_feats}/${set}/wav.scp" "${nj}") || exit
+    jobs=$(jobs_for "${data_feats}/${valid_set}/wav.scp" "${jobs}") || exit
+    rm -rf "${dir}/logdir"
     split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir/train" "${jobs}"
     split_keys "${data_feats}/${valid_set}/wav.scp" "${dir}/logdir/valid" "${jobs}"
-    # shellcheck disable=SC2086
+    # shellcheck disable=SC2046,SC2086
     ${train_cmd} JOB=1:"${jobs}" "${dir}"/logdir/stats.JOB.log \
-        ${python} -m espnet_kd.bin."${task}"_train --collect_stats true --use_preprocessor true \
-        ${tokenizing} --config "${config}" --frontend_conf fs="${fs}" \
-        --train_data_path_and_name_and_type "${data_feats}/${set}/wav.scp,speech,sound" \
-        --train_data_path_and_name_and_type "${data_feats}/${set}/text,text,text" \
-        --valid_data_path_and_name_and_type "${data_feats}/${valid_set}/wav.scp,speech,sound" \
-        --valid_data_path_and_name_and_type "${data_feats}/${valid_set}/text,text,text" \
+        ${python} -m espnet_kd.bin."${task}"_train --collect_stats true --config "${config}" \
+        $(data_of train "${data_feats}/${set}") $(data_of valid "${data_feats}/${valid_set}") \
         --train_shape_file "${dir}"/logdir/train/keys.JOB.scp \
         --valid_shape_file "${dir}"/logdir/valid/keys.JOB.scp \
-        --output_dir "${dir}"/logdir/stats.JOB || die "statistics failed, see ${dir}/logdir/stats.*.log"
+        --output_dir "${dir}"/logdir/stats.JOB "$@" || die "statistics failed, see ${dir}/logdir/stats.*.log"
     for part in $(seq "${jobs}"); do opts+="--input_dir ${dir}/logdir/stats.${part} "; done
+    [ "${feats_normalize}" = global_mvn ] || opts+="--skip_sum_stats"
     # shellcheck disable=SC2086
     ${python} -m espnet2.bin.aggregate_stats_dirs ${opts} --output_dir "${dir}" ||
         die "${dir}: the parts in logdir could not be joined"
     local tokens
-    tokens=$(wc -l <"${token_list}")
+    tokens=$(lines_of "${token_list}")
     for part in train valid; do
         awk -v n="${tokens}" '{ print $0 "," n }' "${dir}/${part}/text_shape" >"${dir}/${part}/text_shape.${token_type}"
     done
 }
-train() { # train TASK CONFIG DATA SHAPES STATS EXP [option...]
-    local task=$1 config=$2 data=$3 shapes=$4 stats=$5 exp=$6 weights=()
-    shift 6
+refuse_other() { die "$1 holds a training with other options or data: give another --asr_tag or --kd_tag (a teacher: --teacher_exp), or delete the folder"; }
+is_foreign() { # is_foreign EXP: trained by asr.sh, so taken as it is
+    [ ! -e "$1/.command" ] && [ -e "$1/config.yaml" ] || return
+    compgen -G "$1/*.ave*.pth" >/dev/null || die "$1 holds a training that kd.sh did not begin and that has not ended: end it, or delete the folder"
+    log "  $1 was not trained by kd.sh: taken as it is"
+}
+launch() { # launch EXP COMMAND...: train on GPUs, through the queue
+    local exp=$1 job=$1/train.log
+    [[ ${cuda_cmd} != *queue*.pl* ]] || job=$(basename "${exp}") # SGE takes no "/" in a name
+    ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${job}" --log "${exp}"/train.log \
+        --ngpu "${ngpu}" --num_nodes "${num_nodes}" --init_file_prefix "${exp}"/.dist_init_ \
+        --multiprocessing_distributed true -- "${@:2}" || die "training failed, see ${exp}/train.log"
+}
+train() { # train TASK CONFIG DATA SHAPES STATS EXP "FILE..." [option...]; FILEs as for once
+    local task=$1 config=$2 data=$3 shapes=$4 stats=$5 exp=$6 files=$7 key command normalize=()
+    shift 7
+    if is_foreign "${exp}"; then return; fi
     made_by "2 or 8" "${data}/wav.scp" "${data_feats}/${valid_set}/wav.scp"
     made_by 3 "${token_list}"
     made_by "4 or 8" "${shapes}/speech_shape" "${shapes}/text_shape.${token_type}" "${stats}/valid/speech_shape"
-    [ ! -e "${data}/kd_weight" ] || weights=(--train_data_path_and_name_and_type "${data}/kd_weight,kd_weight,text_float")
-    local normalize=()
     [ "${feats_normalize}" != global_mvn ] || normalize=(--normalize global_mvn --normalize_conf stats_file="${stats}/train/feats_stats.npz")
-    local start=()
-    [ -z "${pretrained_model}" ] || start=(--init_param "${pretrained_model}" --ignore_init_mismatch "${ignore_init_mismatch}")
-    mkdir -p "${exp}"
-    # shellcheck disable=SC2086
-    once "${exp}" ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${exp}/train.log" \
-        --log "${exp}"/train.log --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
-        --init_file_prefix "${exp}"/.dist_init_ --multiprocessing_distributed true -- \
-        ${python} -m espnet_kd.bin."${task}"_train --use_preprocessor true ${tokenizing} \
-        --train_data_path_and_name_and_type "${data}/wav.scp,speech,sound" \
-        --train_data_path_and_name_and_type "${data}/text,text,text" "${weights[@]}" \
-        --train_shape_file "${shapes}/speech_shape" \
-        --train_shape_file "${shapes}/text_shape.${token_type}" \
-        --valid_data_path_and_name_and_type "${data_feats}/${valid_set}/wav.scp,speech,sound" \
-        --valid_data_path_and_name_and_type "${data_feats}/${valid_set}/text,text,text" \
-        --valid_shape_file "${stats}/valid/speech_shape" \
-        --valid_shape_file "${stats}/valid/text_shape.${token_type}" \
-        --fold_length $((asr_speech_fold_length * 100)) --fold_length "${asr_text_fold_length}" \
-        --config "${config}" --frontend_conf fs="${fs}" "${normalize[@]}" "${start[@]}" \
-        --resume true --output_dir "${exp}" "$@" \
-        || die "training failed, see ${exp}/train.log"
+    # Frames of padding are kept out of every model that a recipe trains.
+    # shellcheck disable=SC2046,SC2206
+    command=(${python} -m espnet_kd.bin."${task}"_train --config "${config}" ${model_options}
+        $(data_of train "${data}") $(data_of valid "${data_feats}/${valid_set}")
+        --train_shape_file "${shapes}/speech_shape"
+        --train_shape_file "${shapes}/text_shape.${token_type}"
+        --valid_shape_file "${stats}/valid/speech_shape"
+        --valid_shape_file "${stats}/valid/text_shape.${token_type}"
+        --fold_length $((asr_speech_fold_length * 100)) --fold_length "${asr_text_fold_length}"
+        --kd_conf true_lengths=true "${normalize[@]}" --resume true --output_dir "${exp}" "$@")
+    files+=" $(tables_of "${data##*/}" "${valid_set}") ${token_list} ${bpemodel} ${shapes}/speech_shape ${stats}/.command ${stats}/train/feats_stats.npz"
+    key=$(key_of "${files}" "${command[@]}")
+    is_done "${exp}" "${key}" && return
+    # Without a checkpoint there is nothing that ESPnet would go on from.
+    [ ! -e "${exp}/checkpoint.pth" ] || [ "$(cat "${exp}/.command")" = "${key}" ] || refuse_other "${exp}"
+    begin "${exp}" "${key}"
+    launch "${exp}" "${command[@]}"
+    touch "${exp}/.done"
 }
 teacher_decode() { # teacher_decode SET: n-best of the first teacher
-    local set=$1 dir=${decode_dir}/$1 jobs config=()
+    local set=$1 dir=${decode_dir}/$1 jobs config=() key
     made_by 2 "${data_feats}/${set}/wav.scp"
     made_by 5 "${teachers[0]}/config.yaml" "${teachers[0]}/${teacher_model}"
     jobs=$(jobs_for "${data_feats}/${set}/wav.scp" "${nj}")
-    split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir" "${jobs}"
     [ ! -e "${dir}/hypotheses.$((jobs + 1)).jsonl" ] ||
         die "${dir} holds the shards of more than ${jobs} jobs: give the same --nj, or delete the folder"
+    key=$(key_of "$(tables_of "${set}")") # shards know their teacher, not the audio
+    [ ! -e "${dir}/.command" ] || [ "$(cat "${dir}/.command")" = "${key}" ] ||
+        die "${dir} holds hypotheses of other audio: ${data_feats}/${set} was made anew; delete the folder"
+    begin "${dir}" "${key}"
+    rm -rf "${dir}/logdir"
+    split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir" "${jobs}"
     [ -z "${teacher_inference_config}" ] || config=(--inference_config "${teacher_inference_config}")
     # shellcheck disable=SC2086
     ${decode_cmd} --gpu "${inference_ngpu}" JOB=1:"${jobs}" "${dir}"/logdir/decode.JOB.log \
@@ -305,27 +399,31 @@ teacher_decode() { # teacher_decode SET: n-best of the first teacher
         --nbest "${teacher_nbest}" --output_file "${dir}"/hypotheses.JOB.jsonl ${teacher_inference_args}
     grep -h ' utterances, ' "${dir}"/logdir/decode.*.log || true # each job's summary
 }
-decode() { # decode TASK EXP: stock inference of every test set
-    local task=$1 exp=$2 set dir jobs config=()
-    [ -z "${inference_config}" ] || config=(--config "${inference_config}")
-    for set in ${test_sets}; do
-        dir=${exp}/${inference_tag}/${set}
-        jobs=$(jobs_for "${data_feats}/${set}/wav.scp" "${inference_nj}")
-        split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir" "${jobs}"
-        # shellcheck disable=SC2086
-        once "${dir}" ${decode_cmd} --gpu "${inference_ngpu}" JOB=1:"${jobs}" "${dir}"/logdir/decode.JOB.log \
-            ${python} -m espnet_kd.shim -m espnet2.bin."${task}"_inference --batch_size "${batch_size}" --ngpu "${inference_ngpu}" \
-            --data_path_and_name_and_type "${data_feats}/${set}/wav.scp,speech,sound" \
-            --key_file "${dir}"/logdir/keys.JOB.scp --asr_train_config "${exp}"/config.yaml \
-            --asr_model_file "${exp}/${inference_asr_model}" \
-            --output_dir "${dir}"/logdir/output.JOB "${config[@]}" ${inference_args}
-        for file in text token score; do
-            cat "${dir}"/logdir/output.*/1best_recog/"${file}" | LC_ALL=C sort -k1,1 >"${dir}/${file}"
-        done
+decode() { # decode TASK EXP MODEL SET DIR [option...]: stock inference (called by once: dies itself)
+    local task=$1 exp=$2 model=$3 set=$4 dir=$5 jobs file part
+    shift 5
+    jobs=$(jobs_for "${data_feats}/${set}/wav.scp" "${inference_nj}") || exit
+    rm -rf "${dir}/logdir" # outputs of more jobs would be joined too
+    split_keys "${data_feats}/${set}/wav.scp" "${dir}/logdir" "${jobs}"
+    # shellcheck disable=SC2046,SC2086
+    ${decode_cmd} --gpu "${inference_ngpu}" JOB=1:"${jobs}" "${dir}"/logdir/decode.JOB.log \
+        ${python} -m espnet_kd.shim -m espnet2.bin."${task}"_inference --batch_size "${batch_size}" --ngpu "${inference_ngpu}" \
+        --data_path_and_name_and_type $(data_of test "${data_feats}/${set}" | awk 'NR == 1 { print $2 }') \
+        --key_file "${dir}"/logdir/keys.JOB.scp --asr_train_config "${exp}"/config.yaml \
+        --asr_model_file "${exp}/${model}" --output_dir "${dir}"/logdir/output.JOB "$@" </dev/null ||
+        die "decoding failed, see ${dir}/logdir/decode.*.log"
+    for file in text token score; do
+        for part in $(seq "${jobs}"); do cat "${dir}/logdir/output.${part}/1best_recog/${file}" || exit; done |
+            LC_ALL=C sort -k1,1 >"${dir}/${file}" || die "${dir}/logdir: an output lacks ${file}"
     done
 }
-inference_ngpu=$([ "${gpu_inference}" = true ] && echo 1 || echo 0)
 needs_teacher() { [ ${#teachers[@]} -gt 0 ] || die "--teacher_exp (trained) or --teacher_asr_config (stage 5) is needed"; }
+kd_set_options= labelled_targets=both # without a preset all audio is decoded
+read_preset() { # sets the options of kd_set, and of them labelled_targets
+    [ -n "${kd_config}" ] && [ -z "${kd_set_options}" ] || return 0
+    kd_set_options="$(${python} -m espnet_kd.bin.preset options --kd_config "${kd_config}") ${kd_set_args}"
+    labelled_targets=$(echo "--labelled_targets reference ${kd_set_options}" | sed -E 's/.*--labelled_targets[= ]+([a-z]+).*/\1/')
+}
 
 if runs 1 "data preparation: local/data.sh -> data/"; then
     # shellcheck disable=SC2086
@@ -335,6 +433,7 @@ fi
 all_sets=$(printf '%s\n' "${train_set}" "${teacher_train_set}" ${unlabelled_set} "${valid_set}" ${test_sets} | sort -u)
 if runs 2 "format and speed perturbation: data/ -> ${data_feats}"; then
     for set in ${all_sets}; do
+        may_write "${data_feats}/${set}" "${data_feats}/${set}/wav.scp" || continue
         factors=()
         source=data/${set}
         for base in ${data_train_sets}; do
@@ -344,34 +443,49 @@ if runs 2 "format and speed perturbation: data/ -> ${data_feats}"; then
                 source=data/${base}
             fi
         done
-        once "${data_feats}/${set}" ${python} -m espnet_kd.bin.format_data --data_dir "${source}" \
+        once "${data_feats}/${set}" "${source}/*" ${python} -m espnet_kd.bin.format_data --data_dir "${source}" \
             --output_dir "${data_feats}/${set}" --fs "${fs}" "${factors[@]}"
     done
 fi
 
 if runs 3 "token list from ${data_feats}/${teacher_train_set}/text -> ${token_list}"; then
-    once "${token_dir}" ${python} -m espnet_kd.bin.token_list --text "${data_feats}/${teacher_train_set}/text" \
-        --token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}" \
-        --nlsyms_txt "${nlsyms_txt}" --cleaner "${cleaner}" --output_dir "${token_dir}"
+    made_by 2 "${data_feats}/${teacher_train_set}/text"
+    if may_write "${token_dir}" "${token_list}"; then
+        once "${token_dir}" "${data_feats}/${teacher_train_set}/text ${nlsyms_txt}" \
+            ${python} -m espnet_kd.bin.token_list --text "${data_feats}/${teacher_train_set}/text" \
+            --token_type "${token_type}" --nbpe "${nbpe}" --bpemode "${bpemode}" \
+            --nlsyms_txt "${nlsyms_txt}" --cleaner "${cleaner}" --output_dir "${token_dir}"
+    fi
 fi
 
-if runs 4 "statistics -> ${teacher_stats_dir} ${asr_stats_dir}"; then
-    once "${asr_stats_dir}" collect_stats "${asr_task}" "${asr_config}" "${train_set}" "${asr_stats_dir}"
+stats() { # stats TASK CONFIG SET STATS_DIR [option...]
+    may_write "$4" "$4/train/speech_shape" || return 0
+    once "$4" "$(tables_of "$3" "${valid_set}") ${token_list} ${bpemodel}" collect_stats "$1" "$2" "$3" "$4" ${model_options} "${@:5}"
+}
+# shellcheck disable=SC2086
+if runs 4 "statistics -> ${asr_stats_dir} ${teacher_stats_dir}"; then
+    stats "${asr_task}" "${asr_config}" "${train_set}" "${asr_stats_dir}" ${asr_args}
     if [ "${teacher_stats_dir}" != "${asr_stats_dir}" ]; then
-        once "${teacher_stats_dir}" collect_stats "${teacher_task}" "${teacher_asr_config:-${asr_config}}" "${teacher_train_set}" "${teacher_stats_dir}"
+        stats "$(task_of "${teachers[0]}")" "${teacher_asr_config}" "${teacher_train_set}" "${teacher_stats_dir}" ${teacher_asr_args}
     fi
 fi
 
 if runs 5 "teacher training on ${teacher_train_set} -> ${teacher_exp}"; then
     need teacher_asr_config
     # shellcheck disable=SC2086
-    train "${teacher_task}" "${teacher_asr_config}" "${data_feats}/${teacher_train_set}" \
-        "${teacher_stats_dir}/train" "${teacher_stats_dir}" "${teachers[0]}" ${teacher_asr_args}
+    train "$(task_of "${teachers[0]}")" "${teacher_asr_config}" "${data_feats}/${teacher_train_set}" \
+        "${teacher_stats_dir}/train" "${teacher_stats_dir}" "${teachers[0]}" "" ${teacher_asr_args}
 fi
 
-if runs 6 "teacher check on ${valid_set}, decoding of ${train_set} ${unlabelled_set} -> ${decode_dir}"; then
+if runs 6 "teacher check on ${valid_set}, n-best for the KD set -> ${decode_dir}"; then
     needs_teacher
-    for set in ${valid_set} ${train_set} ${unlabelled_set}; do
+    read_preset
+    labelled=${train_set}
+    if [ "${labelled_targets}" = reference ]; then
+        log "  ${train_set} keeps its references (labelled_targets: reference), it is not decoded"
+        labelled=
+    fi
+    for set in ${valid_set} ${labelled} ${unlabelled_set}; do
         log "  ${set} -> ${decode_dir}/${set}"
         teacher_decode "${set}"
     done
@@ -379,94 +493,143 @@ fi
 
 if runs 7 "soft targets: none are stored, teachers speak during stage 10 (stored targets are not there yet)"; then :; fi
 
-if runs 8 "KD training set from ${decode_dir} -> ${kd_data}"; then
+if runs 8 "KD training set -> ${kd_data}"; then
     needs_teacher
     need kd_config
-    unlabelled=()
-    [ -z "${unlabelled_set}" ] || unlabelled=(--unlabelled "${decode_dir}/${unlabelled_set}"/hypotheses.*.jsonl)
-    made_by 6 "${decode_dir}/${train_set}"/hypotheses.*.jsonl
-    preset=$(${python} -m espnet_kd.bin.preset options --kd_config "${kd_config}")
+    read_preset
+    sources=(--labelled_data_dir "${data_feats}/${train_set}")
+    if [ "${labelled_targets}" != reference ]; then
+        made_by 6 "${decode_dir}/${train_set}"/hypotheses.*.jsonl
+        sources=(--labelled "${decode_dir}/${train_set}"/hypotheses.*.jsonl)
+    fi
+    if [ -n "${unlabelled_set}" ]; then
+        made_by 6 "${decode_dir}/${unlabelled_set}"/hypotheses.*.jsonl
+        sources+=(--unlabelled "${decode_dir}/${unlabelled_set}"/hypotheses.*.jsonl)
+    fi
+    made_by 2 "${data_feats}/${train_set}/wav.scp"
+    made_by 3 "${token_list}"
     # shellcheck disable=SC2086
-    ${python} -m espnet_kd.bin.kd_set --labelled "${decode_dir}/${train_set}"/hypotheses.*.jsonl "${unlabelled[@]}" \
-        ${preset} ${kd_set_args} ${tokenizing} --output_dir "${kd_data}" --shape_dir "${kd_data}_shapes"
+    ${python} -m espnet_kd.bin.kd_set "${sources[@]}" \
+        ${kd_set_options} ${tokenizing} --output_dir "${kd_data}" --shape_dir "${kd_data}_shapes"
 fi
 
+start=()
+[ -z "${pretrained_model}" ] || start=(--init_param "${pretrained_model}" --ignore_init_mismatch "${ignore_init_mismatch}")
 if runs 9 "student without KD on ${train_set} -> ${asr_exp}"; then
     # shellcheck disable=SC2086
-    train "${asr_task}" "${asr_config}" "${data_feats}/${train_set}" \
-        "${asr_stats_dir}/train" "${asr_stats_dir}" "${asr_exp}" ${asr_args}
+    train "${asr_task}" "${asr_config}" "${data_feats}/${train_set}" "${asr_stats_dir}/train" \
+        "${asr_stats_dir}" "${asr_exp}" "${pretrained_model%%:*}" "${start[@]}" ${asr_args}
 fi
 
 if runs 10 "student with KD on ${kd_data} -> ${kd_exp}"; then
     needs_teacher
     need kd_config
-    mkdir -p "${kd_exp}"
-    ${python} -m espnet_kd.bin.preset merge --asr_config "${asr_config}" --kd_config "${kd_config}" --output_file "${kd_exp}/train.yaml"
+    made_by 5 "${teachers[@]/%//${teacher_model}}"
+    ${python} -m espnet_kd.bin.preset merge --asr_config "${asr_config}" --kd_config "${kd_config}" --output_file "${kd_exp}/train.new.yaml"
+    if [ -e "${kd_exp}/checkpoint.pth" ] && ! cmp -s "${kd_exp}/train.new.yaml" "${kd_exp}/train.yaml"; then
+        rm "${kd_exp}/train.new.yaml"
+        refuse_other "${kd_exp}"
+    fi
+    mv "${kd_exp}/train.new.yaml" "${kd_exp}/train.yaml"
     weights=()
     # shellcheck disable=SC2206
     [ -z "${teacher_weights}" ] || weights=(--teacher_weight ${teacher_weights})
     # shellcheck disable=SC2086
     train "${asr_task}" "${kd_exp}/train.yaml" "${kd_data}" "${kd_data}_shapes" "${asr_stats_dir}" "${kd_exp}" \
+        "${pretrained_model%%:*} ${teachers[*]/%//${teacher_model}}" "${start[@]}" \
         --teacher_config "${teachers[@]/%//config.yaml}" \
         --teacher_model_file "${teachers[@]/%//${teacher_model}}" "${weights[@]}" ${asr_args} ${kd_args}
 fi
 
 if runs 11 "sparse student: gradual pruning is not there yet"; then :; fi
 
-systems() { # NAME TASK FOLDER of every system: teachers, student, student with KD
+systems() { # NAME TASK FOLDER CHECKPOINT of every system: teachers, student, student with KD
     local index
     for index in "${!teachers[@]}"; do
-        echo "teacher$([ "${index}" -eq 0 ] || echo "$((index + 1))") ${teacher_task} ${teachers[index]}"
+        echo "teacher$([ "${index}" -eq 0 ] || echo "$((index + 1))") $(task_of "${teachers[index]}") ${teachers[index]} ${teacher_model}"
     done
-    echo "student ${asr_task} ${asr_exp}"
-    [ -z "${kd_tag}" ] || echo "student+KD ${asr_task} ${kd_exp}"
+    echo "student ${asr_task} ${asr_exp} ${inference_asr_model}"
+    [ -z "${kd_tag}" ] || echo "student+KD ${asr_task} ${kd_exp} ${inference_asr_model}"
 }
-trained() { # The systems that have a checkpoint; names those left out.
-    local name task exp
-    systems | while read -r name task exp; do
-        if [ -e "${exp}/${inference_asr_model}" ]; then
-            echo "${name} ${task} ${exp}"
-        else
-            log "  left out, no ${exp}/${inference_asr_model}" >&2
-        fi
+find_trained() { # sets trained, the systems that have a checkpoint; names those left out
+    local name task exp model all
+    mapfile -t all < <(systems)
+    trained=()
+    for system in "${all[@]}"; do
+        read -r name task exp model <<<"${system}"
+        if [ -e "${exp}/${model}" ]; then trained+=("${system}"); else log "  ${name} is left out, no ${exp}/${model}"; fi
     done
+    [ ${#trained[@]} -gt 0 ] || die "nothing is trained: run stages 5, 9 and 10 first"
 }
-decoded() { # decoded SET: NAME and folder of the systems whose SET is decoded
-    local name task exp
-    trained 2>/dev/null | while read -r name task exp; do
-        [ ! -e "${exp}/${inference_tag}/$1/text" ] || echo "${name} ${exp}"
-    done
+choose_search() { # choose_search NAME TASK FOLDER CHECKPOINT: sets search (options) and results (folder)
+    local config=${inference_config} args=${inference_args} base=${3%/} tag=${inference_tag}
+    if [[ $1 == teacher* && -n ${teacher_inference_config} ]]; then
+        config=${teacher_inference_config} args=
+    elif [ "$2" != "${asr_task}" ]; then # the student's search has options that it lacks
+        config= args=
+    fi
+    is_ours "${base}" || base=$(place_of "$3") # a folder that asr.sh made is not written to
+    if [ -z "${tag}" ]; then
+        tag=$([ -n "${config}" ] && name_of "${config}" || echo inference)
+        tag+=$(echo "${args}" | sed -e 's/--/\_/g' -e 's/[ |=]//g')_asr_model_${4%.pth}
+    fi
+    search="${config:+--config ${config}} ${args}"
+    results=${base}/${tag}
 }
 if runs 12 "decoding of ${test_sets} with stock ESPnet inference"; then
-    while read -r name task exp; do
-        log "  ${name} -> ${exp}/${inference_tag}"
-        decode "${task}" "${exp}"
-    done < <(trained)
-fi
-
-if runs 13 "scoring -> <system>/${inference_tag}/<set>/score_wer/result.md"; then
-    for set in ${test_sets}; do
-        while read -r name exp; do
-            dir=${exp}/${inference_tag}/${set}
-            ${python} -m espnet_kd.bin.report --ref "${data_feats}/${set}/text" \
-                --hyp "${name}" "${dir}/text" --output "${dir}/score_wer/result.md" >/dev/null
-            log "  ${dir}/score_wer/result.md"
-        done < <(decoded "${set}")
+    [ "${use_lm}" = false ] || log "  --use_lm true: an LM is used only as --inference_args \"--lm_train_config FILE --lm_file FILE\""
+    find_trained
+    for system in "${trained[@]}"; do
+        read -r name task exp model <<<"${system}"
+        # shellcheck disable=SC2086
+        choose_search ${system}
+        log "  ${name} -> ${results}${search:+ (${search})}"
+        for set in ${test_sets}; do
+            made_by 2 "${data_feats}/${set}/wav.scp"
+            # shellcheck disable=SC2086
+            once "${results}/${set}" "${exp}/config.yaml ${exp}/${model} $(tables_of "${set}")" \
+                decode "${task}" "${exp}" "${model}" "${set}" "${results}/${set}" ${search}
+        done
     done
 fi
 
-if runs 14 "report -> ${kd_exp}/report_<set>.md"; then
+find_decoded() { # find_decoded SET: adds the options of the report, of every system that is decoded
+    local name task exp model system text
+    names=" " options=()
+    for system in "${trained[@]}"; do
+        read -r name task exp model <<<"${system}"
+        # shellcheck disable=SC2086
+        choose_search ${system}
+        text=${results}/$1/text
+        [ -e "${text}" ] || continue
+        names+="${name} "
+        options+=(--hyp "${name}" "${text}" --model "${name}" "${exp}/${model}")
+        scored+=("${name} ${results}/$1")
+    done
+    [ ${#options[@]} -gt 0 ] || die "nothing is decoded for $1: run stage 12"
+}
+if runs 13 "scoring -> <results>/<set>/score_wer/result.md"; then
+    find_trained
+    scored=()
     for set in ${test_sets}; do
-        options=()
-        names=" "
-        while read -r name exp; do
-            names+="${name} "
-            options+=(--hyp "${name}" "${exp}/${inference_tag}/${set}/text" --model "${name}" "${exp}/${inference_asr_model}")
-        done < <(decoded "${set}")
-        [ ${#options[@]} -gt 0 ] || die "nothing is decoded for ${set}: run stage 12"
+        find_decoded "${set}"
+    done
+    for system in "${scored[@]}"; do
+        read -r name dir <<<"${system}"
+        ${python} -m espnet_kd.bin.report --ref "${data_feats}/${dir##*/}/text" \
+            --hyp "${name}" "${dir}/text" --output "${dir}/score_wer/result.md" >/dev/null
+        log "  ${dir}/score_wer/result.md"
+    done
+fi
+
+report_dir=$([ -n "${kd_tag}" ] && echo "${kd_exp}" || echo "${asr_exp}")
+if runs 14 "report -> ${report_dir}/report_<set>.md"; then
+    find_trained
+    for set in ${test_sets}; do
+        find_decoded "${set}"
         [[ ${names} != *" teacher "* ]] || options+=(--teacher teacher)
         [[ ${names} != *" student "* ]] || options+=(--baseline student)
-        ${python} -m espnet_kd.bin.report --ref "${data_feats}/${set}/text" "${options[@]}" --output "${kd_exp}/report_${set}.md"
+        ${python} -m espnet_kd.bin.report --ref "${data_feats}/${set}/text" "${options[@]}" --output "${report_dir}/report_${set}.md"
     done
 fi
 log "Done in ${SECONDS} seconds: $0 ${run_args}"

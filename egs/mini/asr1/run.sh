@@ -12,7 +12,7 @@ if [ "${size}" = small ]; then
 fi
 
 exec ./kd.sh \
-    --python "${PYTHON:-python3}" --ngpu 0 --nj 2 --inference_nj 2 --fs 8k \
+    --python "${PYTHON:-python3}" --ngpu 0 --nj 2 --inference_nj 2 --fs 8k --use_lm false \
     --train_set train_labelled --unlabelled_set train_unlabelled \
     --teacher_train_set train_teacher --valid_set valid --test_sets test \
     --local_data_opts "${data_opts}" --token_type bpe --bpemode bpe --nbpe 40 \

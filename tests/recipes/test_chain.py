@@ -1,0 +1,185 @@
+"""The whole chain of kd.sh, stages 2 to 14, with real ESPnet on seconds of audio.
+
+Starting Python with ESPnet takes most of the time, so one run serves every test.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+REPO = Path(__file__).parents[2]
+RATE = 8000
+WORDS = ["ab", "bca d", "cab", "d ab", "a bcd", "dd a"]
+CONFIG = dict(
+    frontend_conf=dict(n_fft=128, hop_length=64, n_mels=8),
+    encoder="transformer",
+    encoder_conf=dict(output_size=8, attention_heads=1, linear_units=8, num_blocks=1),
+    decoder="transformer",
+    decoder_conf=dict(attention_heads=1, linear_units=8, num_blocks=1),
+    model_conf=dict(ctc_weight=0.5, report_cer=False, report_wer=False),
+    batch_type="unsorted",
+    batch_size=3,
+    max_epoch=1,
+    num_iters_per_epoch=2,
+    optim="sgd",
+    best_model_criterion=[["valid", "loss", "min"]],
+    keep_nbest_models=1,
+    num_workers=0,
+    num_att_plot=0,
+    use_tensorboard=False,
+    use_matplotlib=False,
+)
+DECODING = "beam_size: 3\nminlenratio: 0.15\nmaxlenratio: 0.3\n"
+# The student is its own teacher: two trainings and decodings are enough.
+OPTIONS = """--ngpu 0 --nj 1 --inference_nj 1 --fs 8k --token_type char --lang en
+    --train_set train --unlabelled_set more --valid_set dev --test_sets dev
+    --speed_perturb_factors 1.0|1.1 --use_lm false
+    --asr_config conf/train.yaml --asr_tag small --teacher_asr_config conf/train.yaml
+    --teacher_exp exp/asr_small --teacher_nbest 2 --kd_config conf/sequence.yaml
+    --teacher_model valid.loss.ave.pth --inference_asr_model valid.loss.ave.pth
+    --inference_config conf/decode.yaml --teacher_inference_config conf/decode.yaml"""
+
+
+def write_data(folder: Path, number: int, labelled: bool = True) -> None:
+    """A Kaldi folder of tones in noise."""
+    rng = np.random.default_rng(number)
+    folder.mkdir(parents=True)
+    tables: dict[str, list[str]] = {"wav.scp": [], "utt2spk": [], "text": []}
+    for n in range(number):
+        name = f"{folder.name}{n}"
+        time = np.arange(int(RATE * (0.6 + 0.05 * n))) / RATE
+        wave = 0.2 * np.sin(2 * np.pi * 200 * (n + 1) * time)
+        wave += 0.05 * rng.standard_normal(len(wave))
+        soundfile.write(folder / f"{name}.wav", wave, RATE)
+        tables["wav.scp"].append(f"{name} {folder / name}.wav\n")
+        tables["utt2spk"].append(f"{name} {name}\n")
+        tables["text"].append(f"{name} {WORDS[n]}\n")
+    for name, lines in tables.items():
+        if labelled or name != "text":
+            (folder / name).write_text("".join(lines))
+
+
+def kd(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    """kd.sh with the options of this file and more."""
+    words = [word.replace("|", " ") for word in OPTIONS.split()]
+    return subprocess.run(
+        ["./kd.sh", "--python", sys.executable, *words, *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A recipe folder after stages 2 to 14."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "kd.sh").symlink_to(REPO / "egs" / "TEMPLATE" / "asr1" / "kd.sh")
+    (folder / "conf").mkdir()
+    (folder / "conf" / "train.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "conf" / "decode.yaml").write_text(DECODING)
+    (folder / "conf" / "sequence.yaml").write_bytes(
+        (REPO / "conf" / "kd" / "sequence.yaml").read_bytes()
+    )
+    for name, number in (("train", 5), ("more", 3), ("dev", 3)):
+        write_data(folder / "data" / name, number, labelled=name != "more")
+    answer = kd(folder, "--stage", "2")
+    logs = "".join(
+        f"--- {path}\n{path.read_text()[-3000:]}" for path in folder.rglob("*.log")
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr + logs
+    return folder
+
+
+def table(path: Path) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+
+
+def test_perturbed_names(recipe: Path):
+    ids = set(table(recipe / "dump" / "raw" / "train_sp" / "wav.scp"))
+    assert ids == {f"{sp}train{n}" for sp in ("", "sp1.1-") for n in range(5)}
+    assert (recipe / "exp" / "asr_stats_raw_en_char_sp" / "train").is_dir()
+    # The teacher hears the same audio by the same frontend: one statistics run.
+    assert len(list((recipe / "exp").glob("asr_stats*"))) == 1
+
+
+def test_kd_set(recipe: Path):
+    kd_set = recipe / "dump" / "raw" / "train_sp_kd_sequence"
+    weights = {key: float(value) for key, value in table(kd_set / "kd_weight").items()}
+    assert weights.keys() == table(kd_set / "wav.scp").keys()
+    totals: dict[str, float] = {}
+    for key, weight in weights.items():
+        utterance = re.sub("-kd2$", "", key)
+        totals[utterance] = totals.get(utterance, 0.0) + weight
+    sources = [recipe / "dump" / "raw" / name for name in ("train_sp", "more")]
+    known = {key for source in sources for key in table(source / "wav.scp")}
+    assert totals and totals.keys() <= known
+    assert any(key.startswith("more") for key in totals)
+    assert any(key.endswith("-kd2") for key in weights)
+    assert all(total == pytest.approx(1, abs=1e-6) for total in totals.values())
+
+
+def test_report_of_three_systems(recipe: Path):
+    report = json.loads(
+        (recipe / "exp" / "asr_small_kd_sequence" / "report_dev.json").read_text()
+    )
+    names = [system["name"] for system in report["systems"]]
+    assert names == ["teacher", "student", "student+KD"]
+
+
+def test_students_are_espnet_experiments(recipe: Path):
+    for name in ("asr_small", "asr_small_kd_sequence"):
+        config = yaml.safe_load((recipe / "exp" / name / "config.yaml").read_text())
+        assert config["normalize_conf"]["stats_file"].startswith("exp/asr_stats_raw_en")
+        hyps = recipe / "exp" / name / "decode_asr_model_valid.loss.ave" / "dev"
+        assert len((hyps / "text").read_text().splitlines()) == 3
+    files = config["train_data_path_and_name_and_type"]
+    assert ["dump/raw/train_sp_kd_sequence/kd_weight", "kd_weight", "text_float"] in [
+        list(file) for file in files
+    ]
+
+
+def test_what_is_done_is_not_done_again(recipe: Path):
+    answer = kd(recipe, "--stage", "9", "--stop_stage", "10")
+    assert answer.returncode == 0, answer.stderr
+    for name in ("asr_small", "asr_small_kd_sequence"):
+        assert f"done before: exp/{name}" in answer.stdout
+
+
+def test_another_training_in_the_same_folder_is_refused(recipe: Path):
+    student = recipe / "exp" / "asr_small_kd_sequence"
+    before = {path.name: path.stat().st_mtime_ns for path in student.glob("*.*")}
+    stage = ("--stage", "10", "--stop_stage", "10")
+    for option in (
+        ("--kd_args", "--seed 7"),
+        ("--kd_config", "conf/other/sequence.yaml"),
+    ):
+        if option[0] == "--kd_config":
+            (recipe / "conf" / "other").mkdir()
+            (recipe / option[1]).write_text("kd_conf: {hard_weight: 0.5}\n")
+        answer = kd(recipe, *stage, *option)
+        assert answer.returncode != 0
+        assert "exp/asr_small_kd_sequence holds a training with other" in answer.stderr
+        assert "give another --asr_tag or --kd_tag" in answer.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in student.glob("*.*")}
+    assert after.keys() == before.keys()
+    assert after["config.yaml"] == before["config.yaml"]
+
+
+def test_changed_data_are_formatted_again(recipe: Path):
+    text = recipe / "data" / "dev" / "text"
+    text.write_text(text.read_text().replace("dev0 ab", "dev0 dd"))
+    answer = kd(recipe, "--stage", "2", "--stop_stage", "2")
+    assert answer.returncode == 0, answer.stderr
+    done = re.findall("done before: dump/raw/(.*)", answer.stdout)
+    assert done == ["more", "train_sp"]
+    assert table(recipe / "dump" / "raw" / "dev" / "text")["dev0"] == "dd"
