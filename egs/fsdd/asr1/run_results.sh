@@ -10,7 +10,8 @@ presets="sequence error_weighted essence collapsed_lattice one_best_path"
 labelled_presets="collapsed_lattice one_best_path"
 teacher=exp/asr_train_teacher_raw_bpe30_seed0
 student=exp/asr_train_student_raw_bpe30
-decoded=decode_asr_model_valid.loss.ave/test/text
+tag=decode_asr_model_valid.loss.ave
+decoded=${tag}/test/text
 export OMP_NUM_THREADS=1
 
 at_a_time() { # Each line of stdin holds options of run.sh.
@@ -40,7 +41,8 @@ full="--train_set train_full --teacher_train_set train_full --asr_stats_dir exp/
 for seed in ${seeds}; do
     echo "--stage 5 --stop_stage 5 --teacher_asr_args '--seed ${seed}'"
 done | at_a_time
-./run.sh --stage 6 --stop_stage 6 --teacher_exp "${teacher}"
+# With a preset that wants the labelled set decoded too.
+./run.sh --stage 6 --stop_stage 6 --teacher_exp "${teacher}" --kd_config conf/kd/sequence.yaml
 for preset in ${presets}; do
     ./run.sh --teacher_exp "${teacher}" --stage 8 --stop_stage 8 --kd_config "conf/kd/${preset}.yaml" \
         --kd_set_args "--reference_text data/train_unlabelled/text_reference"
@@ -54,7 +56,8 @@ done
 systems | sed 's/--stage \(9\|10\)/--stage \1 --stop_stage \1/' | at_a_time
 systems | sed 's/--stage \(9\|10\)/--stage 12 --stop_stage 12/' | parallel=1 at_a_time
 for seed in ${seeds}; do
-    ./run.sh --teacher_exp "exp/asr_train_teacher_raw_bpe30_seed${seed}" --kd_config "" --stage 12 --stop_stage 12
+    ./run.sh --teacher_exp "exp/asr_train_teacher_raw_bpe30_seed${seed}" --kd_config "" --stage 12 --stop_stage 12 \
+        --teacher_inference_config conf/decode.yaml --inference_tag "${tag}"
 done
 
 # 3. The table.
