@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from espnet_kd import standin
 from espnet_kd.bin.doctor import BROKEN, LACK, OK, conflicts
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +48,9 @@ def test_here_the_main_job_can_run(tmp_path):
         "found": str(sclite),
         "remedy": "",
     }
-    assert ("stand-in" in found["warprnnt_pytorch"]["found"]) == (
-        find_spec("warprnnt_pytorch") is None
-    )
+    # Another test of this process may have put our stand-in in its place.
+    stands_in = standin.installed() != "real"
+    assert ("stand-in" in found["warprnnt_pytorch"]["found"]) == stands_in
 
 
 def test_without_any_package_it_says_so():
