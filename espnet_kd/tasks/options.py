@@ -10,14 +10,13 @@ from contextlib import contextmanager
 
 import torch
 from espnet2.utils.nested_dict_action import NestedDictAction
-from espnet2.utils.types import humanfriendly_parse_size_or_none
 
 from espnet_kd import standin
 from espnet_kd.student.config import KDConf, parse_kd_conf
 from espnet_kd.student.lengths import use_true_lengths
 from espnet_kd.student.model import check_weightable, make_student
 from espnet_kd.tasks.trainer import KDTrainer
-from espnet_kd.teacher.loading import load_model, read_config
+from espnet_kd.teacher.loading import load_model, read_config, sampling_rate_of
 
 
 class KDTaskMixin:
@@ -84,7 +83,9 @@ class KDTaskMixin:
             with _refusing():
                 teachers = _load_teachers(args) if conf.losses else {}
                 weights = args.teacher_weight or [1.0] * len(teachers)
-                make_student(model, conf, teachers, weights, _sampling_rate(vars(args)))
+                make_student(
+                    model, conf, teachers, weights, sampling_rate_of(vars(args))
+                )
                 if _has_weights(args):
                     check_weightable(model)
             logging.info(f"Teachers: {list(teachers)}; {conf}")
@@ -152,7 +153,7 @@ def _is_positive(weight: object) -> bool:
 
 
 def _load_teachers(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
-    rate = _sampling_rate(vars(args))
+    rate = sampling_rate_of(vars(args))
     teachers = {}
     for config, file in zip(args.teacher_config, args.teacher_model_file):
         teacher_args = read_config(config)
@@ -163,7 +164,7 @@ def _load_teachers(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
                     "share a waveform; train from raw audio (feats_type raw), or use "
                     "sequence-level KD (teacher_decode and kd_set)"
                 )
-        teacher_rate = _sampling_rate(teacher_args)
+        teacher_rate = sampling_rate_of(teacher_args)
         if teacher_rate != rate:
             raise ValueError(
                 f"frontend_conf.fs: {config} was trained on {teacher_rate} Hz audio, "
@@ -172,8 +173,3 @@ def _load_teachers(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
         name = config if config not in teachers else f"{config} ({file})"
         teachers[name] = load_model(config, file)
     return teachers
-
-
-def _sampling_rate(config: dict) -> int:
-    rate = (config.get("frontend_conf") or {}).get("fs", 16000)
-    return int(humanfriendly_parse_size_or_none(str(rate)))

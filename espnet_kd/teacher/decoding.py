@@ -10,7 +10,12 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 import yaml
 
-from espnet_kd.teacher.loading import TaskName, read_config, task_of
+from espnet_kd.teacher.loading import (
+    TaskName,
+    read_config,
+    sampling_rate_of,
+    task_of,
+)
 
 INFERENCE = {
     "asr": "espnet2.bin.asr_inference",
@@ -61,15 +66,12 @@ def sampling_rate(config: Mapping[str, Any], path: str | Path = "config.yaml") -
     Raises:
         ValueError: the teacher takes features, not audio.
     """
-    import humanfriendly
-
     if config.get("input_size") is not None:
         raise ValueError(
             f"{path}: input_size={config['input_size']}: this teacher takes features, "
             "not audio; only teachers with a frontend (feats_type raw) can decode cuts"
         )
-    rate = (config.get("frontend_conf") or {}).get("fs", 16000)
-    return humanfriendly.parse_size(rate) if isinstance(rate, str) else int(rate)
+    return sampling_rate_of(config)
 
 
 def read_options(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Mapping
 
+import humanfriendly
 import torch
 import yaml
 
@@ -24,6 +25,12 @@ def read_config(config: str | Path) -> dict:
             "ESPnet model (exp/asr_*/config.yaml)"
         )
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def sampling_rate_of(config: Mapping[str, Any]) -> int:
+    """The rate in Hz of the audio that a model's frontend takes; ESPnet's is 16k."""
+    rate = (config.get("frontend_conf") or {}).get("fs", 16000)
+    return humanfriendly.parse_size(str(rate))
 
 
 def task_of(config: str | Path) -> TaskName:
