@@ -2,22 +2,23 @@
 
 import functools
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from espnet_kd.lattice import torch_backend
-from espnet_kd.lattice.nodes import (
-    LOG_ZERO,
-    Grid,
-    length_mask,
-    make_grid,
-    mask_nodes,
-    node_scores,
-)
+from espnet_kd.lattice.classes import class_log_probs
+from espnet_kd.lattice.factored import Logits, Nodes, nodes_of
+from espnet_kd.lattice.nodes import LOG_ZERO, Grid, length_mask, make_grid
+from espnet_kd.lattice.reading import read_nodes
 
 BACKENDS = ("k2", "torch")
+TOPOLOGIES = ("regular", "modified")
+# Arcs used less often are not used: products with denormal numbers are several times
+# slower on a CPU, and float32 does not see the difference.
+UNUSED = 1e-10
 
 
 @functools.cache
@@ -66,48 +67,163 @@ def choose_backend(backend: str | None, device: torch.device) -> ModuleType:
     return module
 
 
+class Arcs(NamedTuple):
+    """A batch of lattices, ready for sums and maxima over alignments."""
+
+    blank: Tensor  # (B, T, U+1) log-probabilities; `LOG_ZERO` where there is no node
+    label: Tensor  # same; the row u = U is not used
+    grid: Grid  # its nodes are those of the band
+    topology: str
+    backend: ModuleType  # of sums over alignments
+    decoder: ModuleType  # of best alignments
+
+    def masked(self) -> tuple[Tensor, Tensor]:
+        """Scores in float64, with -inf where no arc is."""
+        emits = self.grid.nodes & self.grid.emits
+        return (
+            self.blank.double().masked_fill(~self.grid.nodes, -torch.inf),
+            self.label.double().masked_fill(~emits, -torch.inf),
+        )
+
+    def total(self) -> Tensor:
+        """log P(labels | audio) of each utterance (B,), differentiable once."""
+        return _TotalScore.apply(self.blank, self.label, self)
+
+    def forward_backward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Total scores (B,), and how often each arc is used (B, T, U+1), twice."""
+        frames, symbols = self.grid.frames, self.grid.symbols
+        return self.backend.forward_backward(
+            *self.masked(), frames, symbols, self.topology
+        )
+
+
 class _TotalScore(torch.autograd.Function):
     """The derivative of a lattice's total score by an arc score is its occupation."""
 
     @staticmethod
-    def forward(ctx, blank, label, grid, backend):
-        score, *use = backend.forward_backward(
-            *_mask_arcs(blank, label, grid), grid.frames, grid.symbols
-        )
+    def forward(ctx, blank: Tensor, label: Tensor, arcs: Arcs) -> Tensor:
+        score, *use = arcs.forward_backward()
+        if blank.dtype == torch.float32:
+            use = [x.masked_fill(x < UNUSED, 0) for x in use]
         ctx.save_for_backward(*(x.to(blank.dtype) for x in use))
         return score.to(blank.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        blank_use, label_use = ctx.saved_tensors
+    def backward(ctx, gradient: Tensor):
         gradient = gradient.view(-1, 1, 1)
-        return gradient * blank_use, gradient * label_use[:, :, :-1], None, None
+        return *(gradient * use for use in ctx.saved_tensors), None
 
 
-def _mask_arcs(blank: Tensor, label: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Arc scores in float64, both (B, T, U+1), with -inf where no arc is."""
-    label = torch.nn.functional.pad(label.double(), (0, 1))
-    blank = blank.double().masked_fill(~grid.nodes, -torch.inf)
-    return blank, label.masked_fill(~grid.emits, -torch.inf)
+def restrict(grid: Grid, ranges: Tensor | None) -> Grid:
+    """The grid with the nodes of a band only.
+
+    Args:
+        ranges: (B, T, S) rows u that exist at each frame, anything in the padding;
+            None: all.
+
+    Raises:
+        ValueError: the shape does not fit, or a row is none of the lattice.
+    """
+    if ranges is None:
+        return grid
+    batch, frames, rows = grid.nodes.shape
+    if ranges.dim() != 3 or ranges.shape[:2] != (batch, frames):
+        raise ValueError(
+            f"ranges: shape {tuple(ranges.shape)}, expected (B, T, S) = "
+            f"({batch}, {frames}, S)"
+        )
+    in_time = length_mask(grid.frames, frames).unsqueeze(2)
+    ranges = ranges.to(grid.nodes.device).long().masked_fill(~in_time, 0)
+    if ranges.numel() and not 0 <= int(ranges.min()) <= int(ranges.max()) < rows:
+        raise ValueError(f"ranges: has rows outside 0..{rows - 1}")
+    band = torch.zeros_like(grid.nodes).scatter(2, ranges, True)
+    return grid._replace(nodes=grid.nodes & band)
 
 
-def _arcs(logits, labels, logit_lengths, label_lengths, blank):
-    """Checked grid and its arc scores, with NaN and Inf of the padding left out."""
-    grid = make_grid(logits, labels, logit_lengths, label_lengths, blank)
+def arc_ids(grid: Grid, nodes: Nodes, blank: int) -> Tensor:
+    """Classes of the two arcs that leave each node: (N, 2), label and blank.
+
+    Where no label arc leaves a node, blank stands for the label.
+    """
+    labels = grid.labels[nodes.utterance, nodes.row]
+    return torch.stack([labels, torch.full_like(labels, blank)], dim=1)
+
+
+def make_arcs(
+    grid: Grid,
+    nodes: Nodes,
+    log_probs: Tensor,
+    topology: str = "regular",
+    backend: str | None = None,
+) -> Arcs:
+    """Lattices from what was read at the nodes of ``grid``.
+
+    Args:
+        nodes: all nodes of the grid, in any order.
+        log_probs: (N, 2 or more); of the label and of blank.
+
+    Raises:
+        ValueError: an unknown topology or backend, or an utterance without alignment.
+        ImportError: "k2" is forced and cannot be imported.
+    """
+    module = choose_backend(backend, log_probs.device)
+    check_alignable(grid, topology)
+    empty = log_probs.new_full(grid.nodes.shape, LOG_ZERO)
+    label, blank = (
+        empty.index_put(tuple(nodes), log_probs[:, i].clamp(min=LOG_ZERO))
+        for i in range(2)
+    )
+    # torch finds best paths faster than k2, and keeps arc scores in float64
+    decoder = torch_backend if backend is None else module
+    return Arcs(blank, label, grid, topology, module, decoder)
+
+
+def check_alignable(grid: Grid, topology: str) -> None:
+    """ValueError where the topology is unknown or leaves an utterance no alignment."""
+    if topology not in TOPOLOGIES:
+        raise ValueError(f"topology: {topology!r} is not one of {TOPOLOGIES}")
     if (grid.frames < 1).any():
         raise ValueError("logit_lengths: an utterance of 0 frames has no alignment")
-    scores = node_scores(mask_nodes(logits, grid.nodes), grid.labels[:, :-1], blank)
-    return grid, [x.clamp(min=LOG_ZERO) for x in scores]
+    if topology == "modified" and (grid.frames < grid.symbols).any():
+        raise ValueError(
+            "label_lengths: an utterance has more labels than frames, which the "
+            "modified topology (one symbol a frame) cannot align; drop it, or use "
+            "topology='regular'"
+        )
+
+
+def arcs_of(
+    logits: Logits,
+    labels: Tensor,
+    logit_lengths: Tensor,
+    label_lengths: Tensor,
+    blank: int,
+    ranges: Tensor | None,
+    topology: str,
+    backend: str | None,
+) -> Arcs:
+    """The arcs of a batch of lattices; arguments as `total_score`."""
+    choose_backend(backend, logits.device)  # a wrong name is refused before the work
+    grid = make_grid(logits, labels, logit_lengths, label_lengths, blank)
+    check_alignable(grid, topology)
+    grid = restrict(grid, ranges)
+    nodes = nodes_of(grid.nodes)
+    ids = arc_ids(grid, nodes, blank)
+    read = read_nodes(logits, nodes, ids, (1.0,))
+    log_probs = class_log_probs(read.scores, read.rest[:, 0], ids, slice(None))
+    return make_arcs(grid, nodes, log_probs, topology, backend)
 
 
 def total_score(
-    logits: Tensor,
+    logits: Logits,
     labels: Tensor,
     logit_lengths: Tensor,
     label_lengths: Tensor,
     *,
     blank: int = 0,
+    ranges: Tensor | None = None,
+    topology: str = "regular",
     backend: str | None = None,
 ) -> Tensor:
     """log P(labels | audio), summed over all alignments (Graves 2012).
@@ -115,33 +231,39 @@ def total_score(
     The sums are done in float64 on either backend. Differentiable once.
 
     Args:
-        logits: (B, T, U+1, V), raw.
+        logits: (B, T, U+1, V), raw, dense or factored.
         labels: (B, U) ids, anything in the padding; blank is not a label.
         logit_lengths: (B,) encoder frames, at least 1.
         label_lengths: (B,) labels.
         blank: class of blank.
+        ranges: (B, T, S) int64, rows u that exist at each frame (`prune_ranges`);
+            None: all of them.
+        topology: "regular", or "modified", where each frame emits one symbol, blank or
+            a label.
         backend: "k2", "torch", or None for k2 where it is installed, else torch.
 
     Returns:
         (B,) float32, float64 for float64 logits.
 
     Raises:
-        ValueError: shapes, lengths or labels do not fit, an unknown backend.
+        ValueError: shapes, lengths or labels do not fit, more labels than frames in the
+            modified topology, an unknown topology or backend.
         ImportError: "k2" is forced and cannot be imported.
     """
-    module = choose_backend(backend, logits.device)
-    grid, arcs = _arcs(logits, labels, logit_lengths, label_lengths, blank)
-    return _TotalScore.apply(*arcs, grid, module)
+    lattice = (labels, logit_lengths, label_lengths, blank, ranges, topology, backend)
+    return arcs_of(logits, *lattice).total()
 
 
 @torch.no_grad()
 def occupancy(
-    logits: Tensor,
+    logits: Logits,
     labels: Tensor,
     logit_lengths: Tensor,
     label_lengths: Tensor,
     *,
     blank: int = 0,
+    ranges: Tensor | None = None,
+    topology: str = "regular",
     backend: str | None = None,
 ) -> Tensor:
     """Posterior that an alignment of ``labels`` leaves a node by blank, by its label.
@@ -150,50 +272,10 @@ def occupancy(
 
     Returns:
         (B, T, U+1, 2): [..., 0] blank, [..., 1] label; zero where there is no arc. The
-        blanks of an utterance sum to T_b, the labels of each row u < U_b to 1.
+        labels of each row u < U_b sum to 1, the blanks of an utterance to T_b (to
+        T_b - U_b in the modified topology).
     """
-    module = choose_backend(backend, logits.device)
-    grid, arcs = _arcs(logits, labels, logit_lengths, label_lengths, blank)
-    _, *use = module.forward_backward(
-        *_mask_arcs(*arcs, grid), grid.frames, grid.symbols
-    )
-    return torch.stack(use, dim=-1).to(arcs[0].dtype)
-
-
-@torch.no_grad()
-def best_path(
-    logits: Tensor,
-    labels: Tensor,
-    logit_lengths: Tensor,
-    label_lengths: Tensor,
-    *,
-    blank: int = 0,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Best alignment of ``labels`` (Viterbi) as the nodes that it visits.
-
-    It visits N_b = T_b + U_b nodes, from (0, 0) to (T_b-1, U_b). Of equally good
-    alignments "torch" takes the one that emits every label earliest; "k2" does so too
-    on a CPU, but holds arc scores in float32. No gradient.
-
-    Arguments and errors as `total_score`.
-
-    Returns:
-        path (B, N, 2) int64 (t, u), padded with the last node of each utterance, so
-        that it can index; path_lengths (B,) int64; score (B,), the log-probability of
-        the alignment.
-    """
-    module = choose_backend(backend, logits.device)
-    grid, arcs = _arcs(logits, labels, logit_lengths, label_lengths, blank)
-    blank_arc, label_arc = _mask_arcs(*arcs, grid)
-    u = module.viterbi_rows(blank_arc, label_arc, grid.frames, grid.symbols)
-    path_lengths = grid.frames + grid.symbols
-    u = u[:, : int(path_lengths.max())]
-    step = torch.arange(u.shape[1], device=u.device)
-    t = torch.minimum(step, path_lengths.unsqueeze(1) - 1) - u
-    utterance = torch.arange(len(u), device=u.device).unsqueeze(1)
-    moves = torch.nn.functional.pad(u[:, 1:] > u[:, :-1], (0, 1))
-    scores = torch.where(
-        moves, label_arc[utterance, t, u], blank_arc[utterance, t, u]
-    ).masked_fill(~length_mask(path_lengths, u.shape[1]), 0)
-    return torch.stack([t, u], -1), path_lengths, scores.sum(1).to(arcs[0].dtype)
+    lattice = (labels, logit_lengths, label_lengths, blank, ranges, topology, backend)
+    arcs = arcs_of(logits, *lattice)
+    _, *use = arcs.forward_backward()
+    return torch.stack(use, dim=-1).to(arcs.blank.dtype)

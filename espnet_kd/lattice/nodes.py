@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from espnet_kd.lattice.factored import Logits
+
 # Stands for log(0) where -inf would turn into NaN (inf - inf, 0 * inf).
 LOG_ZERO = -1e30
 
@@ -84,7 +86,7 @@ def mask_nodes(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def make_grid(
-    logits: Tensor,
+    logits: Logits,
     labels: Tensor,
     logit_lengths: Tensor,
     label_lengths: Tensor,
@@ -132,23 +134,3 @@ def make_grid(
     nodes = in_time & length_mask(num_labels + 1, rows).unsqueeze(1)
     emits = in_time & row_emits.unsqueeze(1)
     return Grid(labels, nodes, emits, num_frames, num_labels)
-
-
-def node_scores(logits: Tensor, labels: Tensor, blank: int = 0) -> tuple:
-    """Log-probabilities of the two arcs that leave each node.
-
-    Args:
-        logits: (B, T, U+1, V), raw.
-        labels: (B, U), every entry a class.
-        blank: class of blank.
-
-    Returns:
-        blank scores (B, T, U+1) and label scores (B, T, U), float32 or float64.
-    """
-    batch, frames, rows, _ = logits.shape
-    ids = torch.nn.functional.pad(labels.long(), (0, 1), value=blank)
-    ids = torch.stack([torch.full_like(ids, blank), ids], dim=-1)
-    ids = ids.unsqueeze(1).expand(batch, frames, rows, 2)
-    # one gather for both: its backward is a tensor as large as the logits
-    arcs = upcast(logits).log_softmax(-1).gather(-1, ids)
-    return arcs[..., 0], arcs[:, :, :-1, 1]

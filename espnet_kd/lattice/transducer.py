@@ -1,17 +1,22 @@
 """The transducer loss."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from espnet_kd.lattice.algebra import total_score
+from espnet_kd.lattice.factored import Logits
 
 
 def transducer_loss(
-    logits: Tensor,
+    logits: Logits,
     labels: Tensor,
     logit_lengths: Tensor,
     label_lengths: Tensor,
     *,
     blank: int = 0,
+    ranges: Tensor | None = None,
+    topology: str = "regular",
     reduction: str = "none",
     backend: str | None = None,
 ) -> Tensor:
@@ -30,7 +35,14 @@ def transducer_loss(
             f"reduction: {reduction!r} is not one of 'none', 'sum', 'mean'"
         )
     loss = -total_score(
-        logits, labels, logit_lengths, label_lengths, blank=blank, backend=backend
+        logits,
+        labels,
+        logit_lengths,
+        label_lengths,
+        blank=blank,
+        ranges=ranges,
+        topology=topology,
+        backend=backend,
     )
     if reduction == "none":
         return loss
