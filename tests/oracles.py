@@ -6,6 +6,7 @@ torch is imported. Notation: z logits, T temperature, p = softmax(z / T) the stu
 q the teacher. A lattice has T frames and U labels; an *exit* is a way to leave a node.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -436,3 +437,397 @@ def random_alignment_nodes(rng, frames: int, labels: int) -> list[tuple[int, int
         nodes.append((t, u))
         t, u = (t, u + 1) if step in label_steps else (t + 1, u)
     return nodes
+
+
+# -------------------------------------------------------------- the joint network
+
+# name -> (activation, its derivative)
+ACTIVATIONS = {
+    "tanh": (np.tanh, lambda x: 1.0 - np.tanh(x) ** 2),
+    "relu": (lambda x: np.maximum(x, 0.0), lambda x: (x > 0).astype(float)),
+    "identity": (lambda x: x, lambda x: np.ones_like(x)),
+}
+
+
+@dataclass(frozen=True)
+class Joint:
+    """z(t, u) = W f(e_t + d_u) + b for a batch: the two inputs and the output layer.
+
+    encoder (B, T, J), decoder (B, U+1, J), weight (V, J), bias (V,) or None.
+    """
+
+    encoder: np.ndarray
+    decoder: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None
+    activation: str
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays by name, without a bias that is absent."""
+        names = ("encoder", "decoder", "weight", "bias")
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+    def logits(self) -> np.ndarray:
+        """(B, T, U+1, V), one node at a time."""
+        f, _ = ACTIVATIONS[self.activation]
+        batch, frames, _ = self.encoder.shape
+        shape = (batch, frames, self.decoder.shape[1], len(self.weight))
+        logits = np.zeros(shape)
+        for b, t, u in np.ndindex(*shape[:3]):
+            logits[b, t, u] = self.weight @ f(self.encoder[b, t] + self.decoder[b, u])
+            if self.bias is not None:
+                logits[b, t, u] += self.bias
+        return logits
+
+    def backward(self, grad: np.ndarray) -> dict[str, np.ndarray]:
+        """d L / d parts from grad = d L / dz (B, T, U+1, V), by the chain rule.
+
+        With h = f(a), a = e_t + d_u: dW = g h', db = g, da = f'(a) * (W' g), and a
+        feeds e_t and d_u alike. A node without a gradient is not read, so that padding
+        of any content has the gradient 0.
+        """
+        f, slope = ACTIVATIONS[self.activation]
+        grads = {name: np.zeros_like(part) for name, part in self.parts().items()}
+        for b, t, u in np.ndindex(*grad.shape[:3]):
+            g = grad[b, t, u]
+            if not g.any():
+                continue
+            a = self.encoder[b, t] + self.decoder[b, u]
+            grads["weight"] += np.outer(g, f(a))
+            if self.bias is not None:
+                grads["bias"] += g
+            da = slope(a) * (self.weight.T @ g)
+            grads["encoder"][b, t] += da
+            grads["decoder"][b, u] += da
+        return grads
+
+    def poisoned(self, logit_lengths, label_lengths, value: float) -> "Joint":
+        """`value` in the frames t >= T_b and in the rows u > U_b."""
+        encoder, decoder = self.encoder.copy(), self.decoder.copy()
+        for b, (frames, count) in enumerate(zip(logit_lengths, label_lengths)):
+            encoder[b, frames:] = value
+            decoder[b, count + 1 :] = value
+        return replace(self, encoder=encoder, decoder=decoder)
+
+
+def random_joint(
+    rng, batch, frames, rows, classes, width, activation, bias, scale
+) -> Joint:
+    """Logits come out with a standard deviation of about `scale`."""
+    return Joint(
+        encoder=rng.standard_normal((batch, frames, width)),
+        decoder=rng.standard_normal((batch, rows, width)),
+        weight=rng.standard_normal((classes, width)) * scale / math.sqrt(width),
+        bias=scale * rng.standard_normal(classes) if bias else None,
+        activation=activation,
+    )
+
+
+# ------------------------------------------------- bands, topologies and their score
+
+
+def step_to(t: int, u: int, kind: int, topology: str) -> tuple[int, int]:
+    """Blank leads to (t+1, u); a label to (t, u+1), modified: to (t+1, u+1)."""
+    if kind == BLANK:
+        return t + 1, u
+    return (t, u + 1) if topology == "regular" else (t + 1, u + 1)
+
+
+def alignments_of(frames: int, labels: int, topology: str) -> Iterator[list[Exit]]:
+    """`alignments`; modified: each frame emits blank or one label, T exits in all."""
+    if topology == "regular":
+        yield from alignments(frames, labels)
+        return
+    for label_frames in itertools.combinations(range(frames), labels):
+        u, alignment = 0, []
+        for t in range(frames):
+            kind = LABEL if t in label_frames else BLANK
+            alignment.append((t, u, kind))
+            u += kind == LABEL
+        yield alignment
+
+
+def inside_band(exits: np.ndarray, rows: np.ndarray, topology: str) -> np.ndarray:
+    """`exits` without those that leave or enter a node outside the band.
+
+    rows (T, S): row u exists at frame t only if it is one of rows[t]. Behind the last
+    frame stands the end of every alignment, which is in any band.
+    """
+    frames, count, _ = exits.shape
+    kept = exits.copy()
+
+    def exists(t: int, u: int) -> bool:
+        return t == frames or u in rows[t]
+
+    for t, u in np.ndindex(frames, count):
+        for kind in (BLANK, LABEL):
+            after = step_to(t, u, kind, topology)
+            if not (exists(t, u) and exists(*after)):
+                kept[t, u, kind] = -math.inf
+    return kept
+
+
+def list_lattice(exits: np.ndarray, topology: str) -> tuple[float, np.ndarray, float]:
+    """`enumerate_lattice` of either topology: log P, occupancy, best score."""
+    frames, rows, _ = exits.shape
+    everything = list(alignments_of(frames, rows - 1, topology))
+    scores = [alignment_score(exits, alignment) for alignment in everything]
+    total = logsumexp(scores)
+    occupancy = np.zeros(exits.shape)
+    for alignment, score in zip(everything, scores):
+        for step in alignment:
+            occupancy[step] += math.exp(score - total)
+    return total, occupancy, max(scores)
+
+
+def occupancy_grad(logits, labels, blank: int, occupancy: np.ndarray) -> np.ndarray:
+    """d log P / dz_k = occupancy of exit k - occupancy of the node * p_k.
+
+    It holds for every topology and band, as log P is a sum over products of exits.
+    """
+    grad = np.zeros(logits.shape)
+    for t, u in np.ndindex(*occupancy.shape[:2]):
+        if occupancy[t, u].any():
+            grad[t, u] = -occupancy[t, u].sum() * np.exp(log_softmax(logits[t, u]))
+            grad[t, u, blank] += occupancy[t, u, BLANK]
+            if u < len(labels):
+                grad[t, u, labels[u]] += occupancy[t, u, LABEL]
+    return grad
+
+
+# ----------------------------------------------------- the grid of nodes and classes
+
+
+def class_targets(teacher, classes, label, blank, k, tail, temperature):
+    """One teacher node (V,) -> groups of classes, log of the teacher's mass of each.
+
+    full: every class. collapsed: {label}, {blank}, {rest}. topk: blank and the best of
+    the others, k in all; tail "bucket" adds one class of all others, "renormalize"
+    divides the k masses by their sum.
+    """
+    size = len(teacher)
+    if classes == "full":
+        groups = full_groups(size)
+    elif classes == "collapsed":
+        groups = collapsed_groups(size, label, blank)
+    else:
+        log_q = log_softmax(teacher, temperature)
+        kept = topk_classes(log_q, k, [blank])
+        groups = [[c] for c in kept]
+        if tail == "renormalize":
+            norm = logsumexp(log_q[kept])
+            return groups, [log_q[c] - norm for c in kept]
+        if k < size:
+            groups.append([c for c in range(size) if c not in kept])
+    return groups, group_masses(teacher, groups, temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class GridCase:
+    """A batch of lattices with a joint network on each side, and one cell of the grid.
+
+    `batch` holds the dense logits of `student` and `teacher`. path (B, N, 2) with
+    path_lengths (B,), ranges (B, T, S), weights (B, T, U+1) or None; the padding of a
+    path is -1, that of weights NaN.
+    """
+
+    batch: LatticeBatch
+    student: Joint
+    teacher: Joint
+    classes: str
+    tail: str = "bucket"
+    k: int = 1
+    temperature: float = 1.0
+    shift: int = 0
+    reduction: str = "batch"
+    topology: str = "regular"
+    path: np.ndarray | None = None
+    path_lengths: np.ndarray | None = None
+    ranges: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def nodes(self) -> Iterator[tuple[int, int, int]]:
+        """The teacher's nodes (b, t, u): of the path, of the band, or all."""
+        if self.path is not None:
+            for b, size in enumerate(self.path_lengths):
+                yield from ((b, int(t), int(u)) for t, u in self.path[b, :size])
+            return
+        for b, t, u in np.ndindex(*self.batch.student.shape[:3]):
+            inside = (
+                t < self.batch.logit_lengths[b] and u <= self.batch.label_lengths[b]
+            )
+            if inside and (self.ranges is None or u in self.ranges[b, t]):
+                yield b, t, u
+
+    @functools.cached_property
+    def kd_nodes(self) -> list[Node]:
+        """KL(teacher at (t, u) || student at (t + shift, u)), weighted.
+
+        Nodes whose t + shift is no frame of the utterance are dropped, and so are those
+        of a band that the band does not hold there. A path goes where it goes.
+        """
+        batch, nodes = self.batch, []
+        for b, t, u in self.nodes():
+            if not 0 <= t + self.shift < batch.logit_lengths[b]:
+                continue
+            banded = self.path is None and self.ranges is not None
+            if banded and u not in self.ranges[b, t + self.shift]:
+                continue
+            label = int(batch.labels[b, u]) if u < batch.label_lengths[b] else None
+            groups, log_q = class_targets(
+                batch.teacher[b, t, u],
+                self.classes,
+                label,
+                batch.blank,
+                self.k,
+                self.tail,
+                self.temperature,
+            )
+            where = (b, t + self.shift, u)
+            args = (batch.student[where], groups, log_q, self.temperature)
+            weight = 1.0 if self.weights is None else self.weights[b, t, u]
+            value, grad = weight * grouped_kl(*args), weight * grouped_kl_grad(*args)
+            nodes.append(Node(where, value, grad))
+        return nodes
+
+    def kd(self) -> tuple[float | np.ndarray, list[Node]]:
+        """The reduced KD loss, and its nodes."""
+        nodes = self.kd_nodes
+        return reduced(nodes, len(self.batch.labels), self.reduction), nodes
+
+    @functools.cached_property
+    def transducer(self) -> tuple[np.ndarray, np.ndarray]:
+        """-log P(labels) (B,) and the gradient of their sum (B, T, U+1, V)."""
+        batch = self.batch
+        losses, grad = np.zeros(len(batch.labels)), np.zeros(batch.student.shape)
+        for b in range(len(losses)):
+            logits, labels = batch.cut(b)
+            exits = exit_log_probs(logits, labels, batch.blank)
+            if self.ranges is not None:
+                exits = inside_band(exits, self.ranges[b], self.topology)
+            total, occupancy, _ = list_lattice(exits, self.topology)
+            losses[b] = -total
+            one = occupancy_grad(logits, labels, batch.blank, occupancy)
+            grad[b, : one.shape[0], : one.shape[1]] = -one
+        return losses, grad
+
+    def student_grad(self, transducer_weights, kd_weights) -> np.ndarray:
+        """d (sum_b v_b transducer_b + sum_b w_b kd_b) / dz (B, T, U+1, V).
+
+        For a scalar reduction both weights are numbers.
+        """
+        shape = self.batch.student.shape
+        share = np.asarray(transducer_weights, dtype=float)
+        if self.reduction != "none":
+            share = np.full(shape[0], share / shape[0])
+        grad = self.transducer[1] * share[:, None, None, None]
+        nodes = self.kd_nodes
+        if self.reduction == "none":
+            return grad + reduced_grad(nodes, shape, "none", kd_weights)
+        return grad + kd_weights * reduced_grad(nodes, shape, self.reduction)
+
+
+def random_path_nodes(rng, frames: int, labels: int, topology: str):
+    """The nodes (t, u) that one random alignment visits: T + U, modified: T."""
+    if topology == "regular":
+        return random_alignment_nodes(rng, frames, labels)
+    label_frames = rng.permutation(frames)[:labels]
+    rows = np.cumsum([0] + [t in label_frames for t in range(frames - 1)])
+    return list(enumerate(rows))
+
+
+def random_path(rng, batch: LatticeBatch, topology: str = "regular"):
+    """-> path (B, N, 2) with -1 as padding, path_lengths (B,)."""
+    paths = [
+        random_path_nodes(rng, frames, count, topology)
+        for frames, count in zip(batch.logit_lengths, batch.label_lengths)
+    ]
+    lengths = np.array([len(one) for one in paths])
+    path = np.full((len(paths), lengths.max() + 1, 2), -1)
+    for b, one in enumerate(paths):
+        path[b, : lengths[b]] = one
+    return path, lengths
+
+
+def random_ranges(rng, batch: LatticeBatch) -> np.ndarray:
+    """(B, T, S) bands of S rows that rise with the frames; padded frames hold row 0.
+
+    Each holds the first row at frame 0 and the last row at the last frame, and shares
+    a row with the band of the next frame, so that some alignment stays inside.
+    """
+    counts, lengths = batch.label_lengths, batch.logit_lengths
+    width = 1 + max(-(-count // frames) for count, frames in zip(counts, lengths))
+    width = min(width + int(rng.integers(0, 2)), batch.labels.shape[1] + 1)
+    ranges = np.zeros((*batch.student.shape[:2], width), dtype=int)
+    for b, frames in enumerate(lengths):
+        start, last = 0, max(counts[b] + 1 - width, 0)
+        for t in range(frames):
+            left = frames - 1 - t  # steps of at most width - 1 rows that remain
+            low = max(start, last - left * (width - 1))
+            high = min(start + width - 1, last) if t else 0
+            start = int(rng.integers(low, max(low, high) + 1))
+            ranges[b, t] = np.arange(start, start + width)
+    return ranges
+
+
+@functools.lru_cache(maxsize=None)
+def random_case(
+    seed: int,
+    nodes: str = "lattice",
+    classes: str = "full",
+    tail: str = "bucket",
+    **fixed,
+) -> GridCase:
+    """A random cell: lengths, V, joint widths, activation, bias, k, blank, weights...
+
+    nodes: "lattice", "band", "path"; with " shifted" behind it the student is read 1 or
+    2 frames later. `fixed` sets what is not to be drawn.
+    """
+    rng = np.random.default_rng([seed, *f"{nodes} {classes} {tail}".encode()])
+
+    def draw(name, options):
+        choice = options[int(rng.integers(len(options)))]
+        return fixed.get(name, choice)
+
+    size = draw("size", [(3, 5, 3), (4, 4, 2), (2, 6, 3), (3, 3, 4), (2, 4, 1)])
+    v = draw("v", [3, 4, 7, 12, 40])
+    blank = draw("blank", [0, v - 1, v // 2])
+    topology = draw("topology", ["regular"])
+    scale = draw("scale", [0.5, 1.5, 3.0])
+    batch = random_lattices(int(rng.integers(2**31)), *size, v, blank=blank)
+    if topology == "modified":
+        counts = np.minimum(batch.label_lengths, batch.logit_lengths)
+        batch = replace(batch, label_lengths=counts)
+    sides = {}
+    for side in ("student", "teacher"):
+        activation = draw("activation", list(ACTIVATIONS))
+        bias = draw("bias", [True, False])
+        if classes == "topk" and activation == "relu":
+            bias = True  # without it a hidden layer of zeros makes all classes tie
+        width = draw("width", [1, 3, 6])
+        shape = (size[0], size[1], size[2] + 1, v, width)
+        sides[side] = random_joint(rng, *shape, activation, bias, scale)
+    dense = {side: joint.logits() for side, joint in sides.items()}
+    batch = replace(batch, **dense)
+    where = {}
+    if nodes.startswith("path"):
+        where["path"], where["path_lengths"] = random_path(rng, batch, topology)
+    if nodes.startswith("band"):
+        where["ranges"] = random_ranges(rng, batch)
+    if draw("weighted", [True, False]):
+        weights = rng.uniform(0.0, 2.0, dense["student"].shape[:3])
+        weights[rng.uniform(size=weights.shape) < 0.2] = 0.0
+        weights[batch.padding()] = math.nan
+        where["weights"] = weights
+    return GridCase(
+        batch=batch,
+        **sides,
+        classes=classes,
+        tail=tail,
+        k=draw("k", [1, max(1, v // 2), min(v, 8)]),
+        temperature=draw("temperature", [1.0, 2.0]),
+        shift=fixed.get("shift", int(rng.integers(1, 3)) if "shifted" in nodes else 0),
+        reduction=draw("reduction", ["batch", "node", "none"]),
+        topology=topology,
+        **where,
+    )

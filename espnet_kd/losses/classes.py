@@ -102,7 +102,7 @@ def collapsed_kl(
     return kl(classes(teacher.detach()), classes(student)) * temperature**2
 
 
-def _log_complement(log_mass: Tensor) -> Tensor:
+def log_complement(log_mass: Tensor) -> Tensor:
     """log(1 - exp(x)); -inf where rounding took the mass x to one or above."""
     x = log_mass.clamp(max=0)
     near_one = x > -0.693
@@ -155,15 +155,26 @@ def topk_kl(
             f"topk_ids: {topk_ids.shape[-1]} classes a node, the student has "
             f"{student.shape[-1]}"
         )
-    ids = topk_ids.long()
-    log_p = soften(student, temperature)
-    log_q = upcast(topk_log_probs.detach())
-    log_mass = log_q.logsumexp(-1, keepdim=True).clamp(min=LOG_ZERO)
-    if tail == "renormalize" or ids.shape[-1] == student.shape[-1]:
-        loss = kl(log_q - log_mass, log_p.gather(-1, ids))
-    else:
-        # rounding may have taken the sum above one
-        log_q = log_q - log_mass.clamp(min=0)
-        log_q = torch.cat([log_q, _log_complement(log_mass)], dim=-1)
-        loss = kl(log_q, collapse(log_p, ids))
+    log_p = collapse(soften(student, temperature), topk_ids.long())
+    loss = topk_divergence(topk_log_probs, log_p, tail, student.shape[-1])
     return loss * temperature**2
+
+
+def topk_divergence(
+    log_q: Tensor, log_p: Tensor, tail: str, num_classes: int
+) -> Tensor:
+    """KL from stored top-k targets, as `topk_kl` has it.
+
+    Args:
+        log_q: (..., K) as stored; detached.
+        log_p: (..., K+1) log-probabilities of the student, all other classes last.
+        tail: "renormalize" or "bucket".
+        num_classes: V.
+    """
+    log_q = upcast(log_q.detach())
+    log_mass = log_q.logsumexp(-1, keepdim=True).clamp(min=LOG_ZERO)
+    if tail == "renormalize" or log_q.shape[-1] == num_classes:
+        return kl(log_q - log_mass, log_p[..., :-1])
+    # rounding may have taken the sum above one
+    log_q = torch.cat([log_q - log_mass.clamp(min=0), log_complement(log_mass)], dim=-1)
+    return kl(log_q, log_p)

@@ -1,16 +1,21 @@
 """KD on every node of the transducer lattice (Panchapagesan 2020)."""
 
-import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import check_same_shape, make_grid, mask_nodes
-from espnet_kd.losses.classes import collapsed_kl, full_kl
-from espnet_kd.losses.nodes import reduce_nodes
+from espnet_kd.lattice.factored import Logits
+from espnet_kd.lattice.nodes import make_grid
+from espnet_kd.losses.transducer import (
+    LatticeTerm,
+    as_teacher,
+    check_teacher_shape,
+    lattice_losses,
+    reduce_sums,
+)
 
 
 def full_lattice_kd(
-    student: Tensor,
-    teacher: Tensor,
+    student: Logits,
+    teacher: Logits,
     labels: Tensor,
     logit_lengths: Tensor,
     label_lengths: Tensor,
@@ -24,7 +29,7 @@ def full_lattice_kd(
         sum_{t,u} sum_k q(k|t,u) log [q(k|t,u) / p(k|t,u)]
 
     Args:
-        student: (B, T, U+1, V) logits.
+        student: (B, T, U+1, V) logits, dense or factored.
         teacher: same shape; detached.
         labels: (B, U) ids, anything in the padding.
         logit_lengths: (B,) encoder frames.
@@ -37,17 +42,13 @@ def full_lattice_kd(
     Raises:
         ValueError: shapes, lengths or labels do not fit, an unknown reduction.
     """
-    check_same_shape("teacher", teacher, "student", student)
-    nodes = make_grid(student, labels, logit_lengths, label_lengths, blank).nodes
-    losses = full_kl(
-        mask_nodes(student, nodes), mask_nodes(teacher, nodes), temperature
-    )
-    return reduce_nodes(losses, nodes, reduction)
+    lattice = (labels, logit_lengths, label_lengths, blank)
+    return _all_nodes_kd("full", student, teacher, lattice, temperature, reduction)
 
 
 def collapsed_lattice_kd(
-    student: Tensor,
-    teacher: Tensor,
+    student: Logits,
+    teacher: Logits,
     labels: Tensor,
     logit_lengths: Tensor,
     label_lengths: Tensor,
@@ -64,14 +65,22 @@ def collapsed_lattice_kd(
 
     Arguments, reductions and errors as `full_lattice_kd`.
     """
-    check_same_shape("teacher", teacher, "student", student)
-    grid = make_grid(student, labels, logit_lengths, label_lengths, blank)
-    ids = torch.stack([grid.labels, torch.full_like(grid.labels, blank)], dim=-1)
-    losses = collapsed_kl(
-        mask_nodes(student, grid.nodes),
-        mask_nodes(teacher, grid.nodes),
-        ids.unsqueeze(1).expand(*student.shape[:3], 2),
-        torch.stack([grid.emits, torch.ones_like(grid.emits)], dim=-1),
-        temperature,
+    lattice = (labels, logit_lengths, label_lengths, blank)
+    return _all_nodes_kd("collapsed", student, teacher, lattice, temperature, reduction)
+
+
+def _all_nodes_kd(
+    classes: str,
+    student: Logits,
+    teacher: Logits,
+    lattice: tuple,
+    temperature: float,
+    reduction: str,
+) -> Tensor:
+    check_teacher_shape(student, teacher, same_frames=True)
+    grid = make_grid(student, *lattice)
+    term = LatticeTerm(as_teacher(teacher), grid.nodes, classes, temperature)
+    _, (sums,) = lattice_losses(
+        student, grid, [term], blank=lattice[-1], with_transducer=False
     )
-    return reduce_nodes(losses, grid.nodes, reduction)
+    return reduce_sums(sums, grid.nodes, reduction)

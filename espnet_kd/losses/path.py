@@ -1,15 +1,24 @@
 """KD on the nodes of one alignment (X. Yang 2022)."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import check_lengths
-from espnet_kd.losses.classes import full_kl
-from espnet_kd.losses.nodes import check_path, gather_path, path_mask, reduce_nodes
+from espnet_kd.lattice.factored import Logits
+from espnet_kd.lattice.nodes import check_lengths, make_grid
+from espnet_kd.losses.transducer import (
+    LatticeTerm,
+    as_teacher,
+    check_teacher_shape,
+    lattice_losses,
+    path_nodes,
+    reduce_sums,
+)
 
 
 def path_kd(
-    student: Tensor,
-    teacher: Tensor,
+    student: Logits,
+    teacher: Logits,
     path: Tensor,
     path_lengths: Tensor,
     *,
@@ -26,7 +35,7 @@ def path_kd(
     from the count of nodes.
 
     Args:
-        student: (B, T_student, U+1, V) logits.
+        student: (B, T_student, U+1, V) logits, dense or factored.
         teacher: (B, T_teacher, U+1, V) logits, of the same frame rate; detached.
         path: (B, N, 2) int64 (t, u) in the teacher's frames, as `best_path` gives it.
         path_lengths: (B,) nodes.
@@ -40,25 +49,16 @@ def path_kd(
         ValueError: shapes or lengths do not fit, a node outside the teacher's lattice,
             an unknown reduction.
     """
-    if (
-        student.dim() != 4
-        or teacher.dim() != 4
-        or student[:, 0].shape != teacher[:, 0].shape
-    ):
-        raise ValueError(
-            f"teacher: shape {tuple(teacher.shape)} does not fit the shape "
-            f"{tuple(student.shape)} of student, expected (B, T, U+1, V) with only T "
-            "different"
-        )
-    batch, frames = student.shape[:2]
-    check_path(path, batch)
+    check_teacher_shape(student, teacher, same_frames=False)
+    batch, frames, rows, _ = student.shape
     if student_lengths is None:
         student_lengths = path_lengths.new_full((batch,), frames)
-    student_lengths = check_lengths("student_lengths", student_lengths, batch, frames)
-    valid = path_mask(path, path_lengths, shift=shift, student_lengths=student_lengths)
-    losses = full_kl(
-        gather_path(student, path, shift, valid=valid),
-        gather_path(teacher, path, valid=valid),
-        temperature,
-    )
-    return reduce_nodes(losses, valid, reduction)
+    check_lengths("student_lengths", student_lengths, batch, frames)
+    # All classes are compared, so that it does not matter which of them is the label.
+    no_labels = path_lengths.new_zeros(batch, rows - 1)
+    label_lengths = path_lengths.new_full((batch,), rows - 1)
+    grid = make_grid(student, no_labels, student_lengths, label_lengths)
+    nodes = path_nodes(path, path_lengths, grid, shift)
+    term = LatticeTerm(as_teacher(teacher), nodes, "full", temperature, shift=shift)
+    _, (sums,) = lattice_losses(student, grid, [term], with_transducer=False)
+    return reduce_sums(sums, nodes, reduction)

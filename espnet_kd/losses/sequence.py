@@ -1,12 +1,20 @@
-"""Weights of a teacher's hypotheses in sequence-level KD.
+"""Sequence-level KD: a teacher's hypotheses.
 
-The loss is sum_k w_k (-log p(hypothesis k | audio)), by the student's own loss.
+Either their weights w_k in the loss sum_k w_k (-log p(hypothesis k | audio)), by the
+student's own loss, or the probabilities themselves (`full_sum_kd`).
 """
 
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import LOG_ZERO, check_lengths, length_mask, upcast
+from espnet_kd.lattice.nodes import (
+    LOG_ZERO,
+    check_lengths,
+    check_same_shape,
+    length_mask,
+    upcast,
+)
+from espnet_kd.losses.nodes import reduce_nodes
 
 
 def error_weights(wer: Tensor | float, beta: float) -> Tensor:
@@ -62,3 +70,74 @@ def posterior_weights(scores: Tensor, scale: float, lengths: Tensor) -> Tensor:
     below = (scores - scores.amax(1, keepdim=True)).clamp(min=LOG_ZERO)
     weights = (scale * below).masked_fill(absent, -torch.inf).softmax(-1)
     return weights.masked_fill(absent, 0)
+
+
+def full_sum_kd(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    lengths: Tensor,
+    *,
+    distance: str = "kl",
+    temperature: float = 1.0,
+    reduction: str = "batch",
+) -> Tensor:
+    """Match log P(y | audio) of the hypotheses y of an n-best list.
+
+    The scores are full sums over alignments, so that student and teacher need neither
+    equal frames nor equal alignments (Zeineldeen et al. 2023).
+
+    `kl`: temperature**2 * KL(q || p), q and p the posteriors of teacher and student
+    restricted to the list, softmax over K of score / temperature. `l1`, `l2`: sum over
+    K of |d| or d**2, d the difference of the two scores.
+
+    Args:
+        student_scores: (B, K) log P(y) by the student.
+        teacher_scores: (B, K) by the teacher, which gets no gradient.
+        lengths: (B,) hypotheses of each utterance; anything may stand in the padding.
+            A hypothesis that a side cannot make (-inf) is left out.
+        distance: "kl", "l1" or "l2".
+        temperature: of "kl"; for the others 1.
+        reduction: "none" gives (B,); "batch" their sum / B; "node" for "kl" the same
+            (an utterance is a node), else the mean over hypotheses.
+
+    Raises:
+        ValueError: a shape, a length or an option does not fit.
+    """
+    _check_full_sum(student_scores, teacher_scores, distance, temperature)
+    batch, most = student_scores.shape
+    lengths = check_lengths("lengths", lengths, batch, most).to(student_scores.device)
+    student, teacher = upcast(student_scores), upcast(teacher_scores.detach())
+    valid = length_mask(lengths, most)
+    valid = valid & (student != -torch.inf) & (teacher != -torch.inf)
+    # Masked before anything is computed: the padding then meets no gradient either.
+    student, teacher = (x.masked_fill(~valid, 0) for x in (student, teacher))
+    if distance == "kl":
+        log_p, log_q = (
+            (x / temperature).masked_fill(~valid, LOG_ZERO).log_softmax(1)
+            for x in (student, teacher)
+        )
+        terms = (log_q.exp() * (log_q - log_p)).masked_fill(~valid, 0)
+        terms = temperature**2 * terms.sum(1, keepdim=True)
+        return reduce_nodes(terms, torch.ones_like(terms, dtype=torch.bool), reduction)
+    difference = student - teacher
+    terms = difference.abs() if distance == "l1" else difference.square()
+    return reduce_nodes(terms, valid, reduction)
+
+
+def _check_full_sum(
+    student: Tensor, teacher: Tensor, distance: str, temperature: float
+) -> None:
+    if student.dim() != 2:
+        raise ValueError(
+            f"student_scores: shape {tuple(student.shape)}, expected (B, K)"
+        )
+    check_same_shape("teacher_scores", teacher, "student_scores", student)
+    if distance not in ("kl", "l1", "l2"):
+        raise ValueError(f"distance: {distance!r} is none of 'kl', 'l1', 'l2'")
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} must be above 0")
+    if distance != "kl" and temperature != 1:
+        raise ValueError(
+            f"temperature: {temperature} is only for distance 'kl'; {distance!r} "
+            "compares the log-probabilities themselves"
+        )

@@ -1,0 +1,189 @@
+"""What a teacher says of nodes of a transducer lattice.
+
+A teacher answers up to three questions about N nodes, at a temperature:
+
+    log_probs(nodes)       all classes, (N, V)
+    topk(nodes, k)         its k best classes and their log-probabilities, (N, k) each
+    collapsed(nodes, ids)  log-probabilities of {label, blank, all others}, (N, 3)
+
+An `OnlineTeacher` computes the answers from lattices, a stored one looks them up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from espnet_kd.lattice.classes import class_log_probs
+from espnet_kd.lattice.factored import FactoredLogits, Logits, Nodes, reader_of
+from espnet_kd.lattice.nodes import LOG_ZERO, upcast
+from espnet_kd.lattice.reading import chunks, read_nodes
+from espnet_kd.losses.classes import log_complement, soften
+from espnet_kd.losses.essence import topk_targets
+from espnet_kd.losses.nodes import path_mask
+
+
+class Teacher(Protocol):
+    """Answers about nodes; each raises ValueError where it does not know."""
+
+    def log_probs(self, nodes: Nodes, temperature: float) -> Tensor: ...
+
+    def topk(
+        self, nodes: Nodes, k: int, blank: int, temperature: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor: ...
+
+
+class OnlineTeacher:
+    """One or several models' lattices; their mean posterior where there are several.
+
+    Args:
+        logits: (B, T, U+1, V) of each model, dense or factored; T may differ.
+        weights: one a model, >= 0; divided by their sum. None: equal.
+    """
+
+    def __init__(
+        self, logits: Sequence[Logits], weights: Sequence[float] | None = None
+    ) -> None:
+        weights = weights or [1.0] * len(logits)
+        members = [(z, w / sum(weights)) for z, w in zip(logits, weights) if w > 0]
+        self.logits = [_detached(z) for z, _ in members]
+        self.log_weights = [math.log(w) for _, w in members]
+        self.readers = [reader_of(z) for z in self.logits]
+
+    def _mean(self, log_probs: Sequence[Tensor]) -> Tensor:
+        """Log of the weighted mean of what the members say."""
+        if len(log_probs) == 1:
+            return log_probs[0]
+        shares = [x + w for x, w in zip(log_probs, self.log_weights)]
+        return torch.stack(shares).logsumexp(0).clamp(min=LOG_ZERO)
+
+    @torch.no_grad()
+    def log_probs(self, nodes: Nodes, temperature: float) -> Tensor:
+        with torch.autocast(nodes.row.device.type, enabled=False):
+            return self._mean(
+                [soften(each.read(nodes), temperature) for each in self.readers]
+            )
+
+    @torch.no_grad()
+    def topk(
+        self, nodes: Nodes, k: int, blank: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        device, (classes, width) = nodes.row.device, self._sizes()
+        found = [
+            topk_targets(
+                self.log_probs(some, temperature), min(k, classes), keep=(blank,)
+            )
+            for _, some in chunks(nodes, 2 * width, device)
+        ]
+        values, ids = zip(*found)
+        return torch.cat(values), torch.cat(ids)
+
+    @torch.no_grad()
+    def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor:
+        said = []
+        for logits in self.logits:
+            read = read_nodes(logits, nodes, ids, (temperature,))
+            said.append(
+                class_log_probs(
+                    read.scores, read.rest[:, 0], ids, slice(None), temperature
+                )
+            )
+        return self._mean(said)
+
+    def _sizes(self) -> tuple[int, int]:
+        """Classes, and numbers that a node takes while it is read."""
+        width = sum(reader.width for reader in self.readers)
+        return self.logits[0].shape[-1], width
+
+
+def _detached(logits: Logits) -> Logits:
+    if not isinstance(logits, FactoredLogits):
+        return logits.detach()
+    tensors = (None if x is None else x.detach() for x in logits.tensors)
+    return FactoredLogits(*tensors, logits.activation)
+
+
+class StoredLattice(NamedTuple):
+    """Log-probabilities that were stored for each node, at temperature 1.
+
+    They answer for {label, blank, all others}; the others are what the two leave of 1.
+    """
+
+    blank: Tensor  # (B, T, U+1)
+    label: Tensor  # (B, T, U+1); the row u = U_b is not used
+
+    def log_probs(self, nodes: Nodes, temperature: float) -> Tensor:
+        raise ValueError(
+            "teacher: stored lattices hold labels and blanks only; use classes "
+            "'collapsed', or a teacher that computes"
+        )
+
+    def topk(self, nodes: Nodes, k: int, blank: int, temperature: float):
+        return self.log_probs(nodes, temperature)
+
+    def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor:
+        if temperature != 1:
+            raise ValueError(
+                f"temperature: {temperature}, but the stored lattices were made at "
+                "temperature 1, from which the others cannot be softened"
+            )
+        kept = torch.stack([upcast(x[tuple(nodes)]) for x in self._label_first()], 1)
+        # Where no label leaves a node its id is blank's.
+        has_label = ids[:, 0] != ids[:, 1]
+        counted = torch.stack([has_label, torch.ones_like(has_label)], dim=1)
+        mass = kept.masked_fill(~counted, LOG_ZERO).logsumexp(1, keepdim=True)
+        # rounding of what was stored may have taken the sum above one
+        others = log_complement(mass).clamp(min=LOG_ZERO)
+        return torch.cat([kept - mass.clamp(min=0), others], dim=1)
+
+    def _label_first(self) -> tuple[Tensor, Tensor]:
+        return self.label, self.blank
+
+
+class StoredPath(NamedTuple):
+    """Top-k log-probabilities that were stored for each node of a path.
+
+    They carry the temperature that they were made with.
+    """
+
+    log_probs: Tensor  # (B, N, K)
+    ids: Tensor  # (B, N, K) distinct classes
+
+
+class PathTeacher:
+    """Answers from a `StoredPath`, at the nodes of its path (B, N, 2) only."""
+
+    def __init__(self, stored: StoredPath, path: Tensor, path_lengths: Tensor) -> None:
+        if stored.ids.shape[:2] != path.shape[:2]:
+            raise ValueError(
+                f"teacher: stored ids of shape {tuple(stored.ids.shape)} do not fit a "
+                f"path of shape {tuple(path.shape)}, expected (B, N, K)"
+            )
+        self.stored = stored
+        utterance, step = path_mask(path, path_lengths).nonzero(as_tuple=True)
+        frame, row = path[utterance, step].unbind(-1)
+        shape = (len(path), *(int(x.max()) + 1 if len(x) else 1 for x in (frame, row)))
+        self.index = step.new_zeros(shape)
+        self.index[utterance, frame, row] = step
+
+    def log_probs(self, nodes: Nodes, temperature: float) -> Tensor:
+        raise ValueError(
+            "teacher: stored paths hold top-k classes only; use classes 'topk', or a "
+            "teacher that computes"
+        )
+
+    def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor:
+        return self.log_probs(nodes, temperature)
+
+    def topk(
+        self, nodes: Nodes, k: int, blank: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        step = self.index[tuple(nodes)]
+        values, ids = (x[nodes.utterance, step] for x in self.stored)
+        return upcast(values), ids.long()
