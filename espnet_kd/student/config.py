@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass, field, fields
 from typing import Any, Mapping
 
-NODES = ("frames", "tokens", "lattice", "path")
+from espnet_kd.student.fields import integer, number, one_of
+from espnet_kd.student.schedules import Schedule, Scheduled, at, parse_scheduled
+
+NODES = ("frames", "tokens", "lattice", "band", "path", "sequence")
 CLASSES = ("full", "topk", "collapsed")
+# Fields that mean something only at some nodes, and these nodes.
+ONLY_AT = {
+    "shift": ("path",),
+    "window": ("path",),
+    "paths": ("path",),
+    "num_paths": ("path",),
+    "width": ("band",),
+    "weighting": ("lattice", "band"),
+    "distance": ("sequence",),
+}
+# Nodes of a transducer lattice, where {label, blank, rest} are the classes.
+LATTICE_NODES = ("lattice", "band", "path")
 
 
 @dataclass(frozen=True)
 class LossConf:
     """One cell of the grid nodes x classes.
 
+    `weight` and `temperature` are numbers or schedules by update, in YAML say
+    `{schedule: linear, start: 4, end: 1, steps: 10000, begin: 2000}`
+    (`espnet_kd.student.schedules`).
+
     Attributes:
         nodes: where student and teacher are compared: `frames` (CTC), `tokens`
-            (attention decoder), `lattice` (all T x (U+1) transducer nodes) or `path`
-            (the teacher's best path). A list means: each of these that both models
-            have.
+            (attention decoder), `lattice` (all T x (U+1) transducer nodes), `band`
+            (the `width` rows of each frame that the teacher's alignments use most),
+            `path` (the teacher's best path, see `paths`) or `sequence` (log P of the
+            whole label sequence; the entries of a batch with the same audio are a list
+            of hypotheses). A list means: each of these that both models have.
         classes: `full` vocabulary, `topk` (the K best of the teacher, blank kept on
-            frames, lattice and path) or `collapsed` ({label, blank, rest}; lattice).
+            frames, lattice, band and path) or `collapsed` ({label, blank, rest};
+            lattice, band and path).
         weight: factor of this loss in the training loss.
         temperature: divides the logits of both sides; the loss is multiplied by its
             square.
@@ -30,16 +52,34 @@ class LossConf:
             them) or `renormalize` (the kept ones are made to sum to one).
         shift: encoder frames by which the student may be later than the teacher
             (streaming students; path).
+        window: shifts that are tried at each node of a path, from shift - window + 1 to
+            shift; the smallest loss counts. 1 is `shift` alone.
+        width: rows of a band at each frame.
+        weighting: of the nodes of a lattice or band: `none` (all count alike) or
+            `occupancy` (by the teacher's posterior of passing the node, so that nodes
+            that no likely alignment visits count less).
+        paths: alignments by the teacher that are compared: `best`, the `num_paths`
+            best (`nbest`), or `num_paths` drawn from its posterior (`sample`).
+        num_paths: alignments of each utterance, for `nbest` and `sample`.
+        distance: of sequences: `kl` (of the posteriors, renormalised over the list,
+            in which a single hypothesis says nothing), or `l1` or `l2` (between the
+            log-probabilities themselves).
     """
 
     nodes: str | tuple[str, ...]
     classes: str = "full"
-    weight: float = 1.0
-    temperature: float = 1.0
+    weight: Scheduled = 1.0
+    temperature: Scheduled = 1.0
     reduction: str = "batch"
     k: int = 8
     tail: str = "bucket"
     shift: int = 0
+    window: int = 1
+    width: int = 5
+    weighting: str = "none"
+    paths: str = "best"
+    num_paths: int = 1
+    distance: str = "kl"
 
     def __post_init__(self) -> None:
         if isinstance(self.nodes, list):
@@ -48,25 +88,100 @@ class LossConf:
         if not isinstance(names, tuple) or not names:
             raise ValueError(f"nodes: {self.nodes!r} is neither a name nor a list")
         for name in names:
-            _one_of("nodes", name, NODES)
+            one_of("nodes", name, NODES)
         if len(set(names)) < len(names):
             raise ValueError(f"nodes: {self.nodes!r} names one kind twice")
-        _one_of("classes", self.classes, CLASSES)
-        _one_of("reduction", self.reduction, ("batch", "node"))
-        _one_of("tail", self.tail, ("bucket", "renormalize"))
-        _number("weight", self.weight, minimum=0)
-        _number("temperature", self.temperature, above=0)
-        _integer("k", self.k, minimum=1)
-        _integer("shift", self.shift, minimum=0)
-        if self.classes == "collapsed" and names != ("lattice",):
+        one_of("classes", self.classes, CLASSES)
+        one_of("reduction", self.reduction, ("batch", "node"))
+        one_of("tail", self.tail, ("bucket", "renormalize"))
+        one_of("weighting", self.weighting, ("none", "occupancy"))
+        one_of("paths", self.paths, ("best", "nbest", "sample"))
+        one_of("distance", self.distance, ("kl", "l1", "l2"))
+        _schedulable(self, "weight", minimum=0)
+        _schedulable(self, "temperature", above=0)
+        integer("shift", self.shift, minimum=0)
+        for name in ("k", "window", "width", "num_paths"):
+            integer(name, getattr(self, name), minimum=1)
+        self._check_fit(names)
+
+    def _check_fit(self, names: tuple[str, ...]) -> None:
+        """Refuse fields that mean nothing at the nodes or beside each other."""
+        if self.classes == "collapsed" and not set(names) <= set(LATTICE_NODES):
             raise ValueError(
-                f"classes: collapsed needs nodes: lattice, not {self.nodes!r}; "
-                "use classes: full or topk there"
+                f"classes: collapsed needs nodes: {_or(LATTICE_NODES)}, not "
+                f"{self.nodes!r}; use classes: full or topk there"
             )
-        if self.shift and names != ("path",):
+        if self.classes != "full" and "sequence" in names:
             raise ValueError(
-                f"shift: only nodes: path can be shifted, not {self.nodes!r}"
+                f"classes: nodes: sequence compares whole label sequences, for which "
+                f"there is no {self.classes!r}; leave classes out"
             )
+        for item in fields(self):
+            where = ONLY_AT.get(item.name, NODES)
+            value = getattr(self, item.name)
+            if value != item.default and not set(names) <= set(where):
+                raise ValueError(
+                    f"{item.name}: {value!r} is only for nodes: {_or(where)}, not "
+                    f"{self.nodes!r}; leave {item.name} out, or make it a loss of "
+                    "its own"
+                )
+        if self.window > self.shift + 1:
+            raise ValueError(
+                f"window: {self.window} shifts up to {self.shift} would let the "
+                f"student be earlier than the teacher; set window to at most shift + 1"
+            )
+        if self.num_paths > 1 and self.paths == "best":
+            raise ValueError(
+                f"num_paths: {self.num_paths} needs paths: nbest or sample; there is "
+                "one best path"
+            )
+        if self.distance != "kl" and self.temperature != 1:
+            raise ValueError(
+                f"temperature: distance: {self.distance} has none; leave it out"
+            )
+
+    def at(self, updates: int) -> LossConf:
+        """The same with the weight and temperature after `updates` updates."""
+        return _at(self, updates)
+
+
+@dataclass(frozen=True)
+class HiddenConf:
+    """One pair of layers whose outputs are compared frame by frame.
+
+    Both are sub-modules of the encoders that give frames (B, T, D), after the
+    subsampling, named as in `model.named_modules()`, say `encoder.encoders.5`. Where
+    the widths differ, a linear projection of the student's output is trained; it is no
+    part of the saved student.
+
+    Attributes:
+        student: name of the student's layer.
+        teacher: name of the teacher's layer.
+        loss: `mse` (mean over frames and dimensions) or `cosine` (mean over frames of
+            1 - cosine).
+        weight: factor in the training loss, a number or a schedule.
+        teacher_index: which teacher, from 0, in the order of `teacher_config`.
+    """
+
+    student: str
+    teacher: str
+    loss: str = "mse"
+    weight: Scheduled = 1.0
+    teacher_index: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("student", "teacher"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r} is not the name of a module"
+                )
+        one_of("loss", self.loss, ("mse", "cosine"))
+        _schedulable(self, "weight", minimum=0)
+        integer("teacher_index", self.teacher_index, minimum=0)
+
+    def at(self, updates: int) -> HiddenConf:
+        """The same with the weight after `updates` updates."""
+        return _at(self, updates)
 
 
 @dataclass(frozen=True)
@@ -74,28 +189,53 @@ class KDConf:
     """The whole of `kd_conf`.
 
     Attributes:
-        losses: the KD losses; none switches KD off.
-        hard_weight: factor of the student's own loss (1 - lambda in essence KD).
+        losses: the KD losses; neither these nor `hidden` switches KD off.
+        hidden: layers whose outputs are compared.
+        hard_weight: factor of the student's own loss (1 - lambda in essence KD), a
+            number or a schedule.
         rate: how the faster side is brought to the frame rate of the slower one where
             one is an integer multiple of the other: `stride` (every n-th frame) or
             `pool` (mean of n frames).
         true_lengths: encode padded batches with true lengths
             (espnet_kd.student.lengths), with or without KD; None: with KD (losses, or
             weights in the training data), else as stock ESPnet does.
+        lean_joint: compute a transducer's joint network in chunks of nodes, without a
+            tensor (B, T, U+1, V), with or without KD; None: with KD, else as stock
+            ESPnet does.
+        tolerance: the backward pass leaves out nodes of a lattice whose largest
+            gradient is below this fraction of the batch's largest; 0 is exact.
     """
 
     losses: tuple[LossConf, ...] = field(default_factory=tuple)
-    hard_weight: float = 1.0
+    hidden: tuple[HiddenConf, ...] = field(default_factory=tuple)
+    hard_weight: Scheduled = 1.0
     rate: str = "stride"
     true_lengths: bool | None = None
+    lean_joint: bool | None = None
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        _number("hard_weight", self.hard_weight, minimum=0)
-        _one_of("rate", self.rate, ("stride", "pool"))
-        if not isinstance(self.true_lengths, (bool, type(None))):
-            raise ValueError(
-                f"true_lengths: {self.true_lengths!r} is not true or false"
-            )
+        _schedulable(self, "hard_weight", minimum=0)
+        one_of("rate", self.rate, ("stride", "pool"))
+        number("tolerance", self.tolerance, minimum=0)
+        for name in ("true_lengths", "lean_joint"):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, type(None))):
+                raise ValueError(f"{name}: {value!r} is not true or false")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is compared with a teacher in training."""
+        return bool(self.losses or self.hidden)
+
+    def at(self, updates: int) -> KDConf:
+        """The same with every weight and temperature after `updates` updates."""
+        losses = tuple(loss.at(updates) for loss in self.losses)
+        hidden = tuple(pair.at(updates) for pair in self.hidden)
+        now = _at(self, updates)
+        if (losses, hidden) == (self.losses, self.hidden):
+            return now
+        return dataclasses.replace(now, losses=losses, hidden=hidden)
 
 
 def parse_kd_conf(conf: Mapping[str, Any]) -> KDConf:
@@ -108,16 +248,20 @@ def parse_kd_conf(conf: Mapping[str, Any]) -> KDConf:
     if not isinstance(conf, Mapping):
         raise ValueError(f"kd_conf: {conf!r} is not a mapping of names to values")
     conf = dict(conf)
-    losses = conf.pop("losses", None) or []
-    if not isinstance(losses, (list, tuple)):
-        raise ValueError(
-            "kd_conf.losses: must be a list, one entry (`- nodes: ...`) for each loss"
-        )
-    parsed = tuple(
-        _build(LossConf, entry, f"kd_conf.losses[{index}]")
-        for index, entry in enumerate(losses)
+    conf["losses"] = _parse_list(LossConf, conf, "losses", "`- nodes: ...`")
+    hint = "`- {student: ..., teacher: ...}`"
+    conf["hidden"] = _parse_list(HiddenConf, conf, "hidden", hint)
+    return _build(KDConf, conf, "kd_conf")
+
+
+def _parse_list(cls: type, conf: dict[str, Any], name: str, hint: str) -> tuple:
+    entries = conf.get(name) or []
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"kd_conf.{name}: must be a list, one entry ({hint}) for each")
+    return tuple(
+        _build(cls, entry, f"kd_conf.{name}[{index}]")
+        for index, entry in enumerate(entries)
     )
-    return _build(KDConf, {**conf, "losses": parsed}, "kd_conf")
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
@@ -133,26 +277,20 @@ def _build(cls: type, values: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is none of {list(allowed)}")
+def _schedulable(conf: Any, name: str, **limits: float) -> None:
+    value = parse_scheduled(name, getattr(conf, name), **limits)
+    object.__setattr__(conf, name, value)
 
 
-def _number(
-    name: str, value: Any, minimum: float | None = None, above: float | None = None
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name}: {value!r} is not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: {value} is not finite")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name}: {value} must be at least {minimum}")
-    if above is not None and value <= above:
-        raise ValueError(f"{name}: {value} must be above {above}")
+def _at(conf: Any, updates: int) -> Any:
+    now = {
+        item.name: at(value, updates)
+        for item in fields(conf)
+        if isinstance(value := getattr(conf, item.name), Schedule)
+    }
+    return dataclasses.replace(conf, **now) if now else conf
 
 
-def _integer(name: str, value: Any, minimum: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name}: {value!r} is not a whole number")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name}: {value} must be at least {minimum}")
+def _or(names: tuple[str, ...]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice import best_path
+from espnet_kd.lattice import total_score
+from espnet_kd.lattice.factored import FactoredLogits, Logits
+from espnet_kd.lattice.nodes import make_grid
 from espnet_kd.losses import (
-    collapsed_lattice_kd,
+    LatticeTerm,
     essence_kd,
     full_lattice_kd,
-    gather_path,
-    path_kd,
+    full_sum_kd,
+    lattice_losses,
     topk_targets,
+    windowed_losses,
 )
 from espnet_kd.losses.classes import soften
-from espnet_kd.student.config import KDConf, LossConf
-from espnet_kd.student.outputs import Outputs
+from espnet_kd.student.config import LATTICE_NODES, KDConf, LossConf
+from espnet_kd.student.lattice import LatticeTeacher, lattice_term
+from espnet_kd.student.outputs import Frames, Lattice, Outputs, Tokens, grid_of
 from espnet_kd.student.rates import slow_down
+from espnet_kd.student.sharing import Rows, lists_of_rows
 from espnet_kd.teacher.soft import Encoded, SoftTeacher
 
 
@@ -58,18 +64,16 @@ class Distillation:
         self.symbols = symbols
         self.names = stats_names(conf.losses)
 
-    def __call__(
-        self, outputs: Outputs, speech: Tensor, speech_lengths: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the KD losses, and each of them by its name.
+    def __call__(self, batch: BatchKD) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the KD losses of a batch, and each of them by its name.
 
-        speech (B, samples), speech_lengths (B,). Computed in fp32 under autocast too.
+        Computed in fp32 under autocast too.
         """
-        batch = _Batch(self, outputs, self.teacher.encode(speech, speech_lengths))
-        total, parts = speech.new_zeros(()), {}
-        for name, loss in zip(self.names, self.conf.losses):
+        outputs, parts = batch.outputs, {}
+        total = batch.speech.new_zeros(())
+        for name, loss in zip(self.names, batch.losses):
             sums, nodes = getattr(batch, loss.nodes)(loss)
-            if outputs.weights is not None:
+            if outputs.weights is not None and loss.nodes != "sequence":
                 sums = sums * outputs.weights.to(sums.dtype)
             count = len(sums) if loss.reduction == "batch" else nodes.clamp(min=1)
             value = sums.sum() / count
@@ -78,21 +82,55 @@ class Distillation:
         return total, parts
 
 
-class _Batch:
-    """One batch: each kind of nodes gives (sums over nodes (B,), number of nodes)."""
+class BatchKD:
+    """The KD losses of one batch: each kind of nodes gives sums (B,) and their number.
+
+    Args:
+        kd: the student's distillation.
+        losses: those of `kd_conf`, with the weights and temperatures that hold now.
+        outputs: of the student's forward pass, filled while that runs.
+        speech: (B, samples).
+        speech_lengths: (B,).
+        rows: gives the distinct rows of the batch, once the student encoded it.
+    """
 
     def __init__(
-        self, kd: Distillation, outputs: Outputs, encoded: list[Encoded]
+        self,
+        kd: Distillation,
+        losses: Sequence[LossConf],
+        outputs: Outputs,
+        speech: Tensor,
+        speech_lengths: Tensor,
+        rows: Callable[[], Rows],
     ) -> None:
         self.kd = kd
+        self.losses = losses
         self.outputs = outputs
-        self.encoded = encoded
-        self.slowed = [
-            slow_down(*each, stride, kd.conf.rate)
-            for each, stride in zip(encoded, kd.strides.teachers)
+        self.speech = speech
+        self.speech_lengths = speech_lengths
+        self.rows = rows
+        self.of_lattice: dict[LossConf, tuple[Tensor, Tensor]] | None = None
+        self.transducer: Tensor | None = None  # (B,), once the lattice was read for it
+
+    @cached_property
+    def encoded(self) -> list[Encoded]:
+        """Each teacher's encoder output and frames."""
+        rows = self.rows()
+        distinct = rows.take(self.speech, self.speech_lengths)
+        return rows.expand(self.kd.teacher.encode(*distinct))
+
+    @cached_property
+    def slowed(self) -> list[Encoded]:
+        """The same at the common frame rate."""
+        strides, how = self.kd.strides.teachers, self.kd.conf.rate
+        return [
+            slow_down(*each, stride, how) for each, stride in zip(self.encoded, strides)
         ]
-        lengths = torch.stack([lengths for _, lengths in self.slowed])
-        self.teacher_frames = lengths.amin(0)
+
+    @cached_property
+    def teacher_frames(self) -> Tensor:
+        """Frames (B,) at the common rate that all teachers have."""
+        return torch.stack([lengths for _, lengths in self.slowed]).amin(0)
 
     def frames(self, loss: LossConf) -> tuple[Tensor, Tensor]:
         frames = self.outputs.frames
@@ -104,104 +142,144 @@ class _Batch:
         return _sequence_kd(student, teacher, lengths, loss, keep), lengths.sum()
 
     def tokens(self, loss: LossConf) -> tuple[Tensor, Tensor]:
-        tokens, symbols = self.outputs.tokens, self.kd.symbols
-        padding = tokens.targets == symbols.padding
-        lengths = (~padding).sum(1)
-        labels_in = tokens.targets.masked_fill(padding, symbols.sos).roll(1, dims=1)
-        labels_in[:, 0] = symbols.sos
-        logits = self.kd.teacher.tokens(self.encoded, labels_in, lengths)
-        teacher = self.kd.teacher.mean(logits, loss.temperature)
+        tokens, padding = self.outputs.tokens, self.kd.symbols.padding
+        lengths = (tokens.targets != padding).sum(1)
+        teacher = self._teacher_tokens(loss.temperature)
         return _sequence_kd(tokens.logits, teacher, lengths, loss), lengths.sum()
 
+    def _teacher_tokens(self, temperature: float) -> Tensor:
+        """Attention logits (B, L, V) of the teachers after the student's targets."""
+        targets, symbols = self.outputs.tokens.targets, self.kd.symbols
+        padding = targets == symbols.padding
+        labels_in = targets.masked_fill(padding, symbols.sos).roll(1, dims=1)
+        labels_in[:, 0] = symbols.sos
+        lengths = (~padding).sum(1)
+        logits = self.kd.teacher.tokens(self.encoded, labels_in, lengths)
+        return self.kd.teacher.mean(logits, temperature)
+
     def lattice(self, loss: LossConf) -> tuple[Tensor, Tensor]:
-        if loss.classes == "topk":
-            return self._path_kd(loss, *self._all_nodes)
-        student, teacher = self._lattices(loss.temperature)
-        kd = collapsed_lattice_kd if loss.classes == "collapsed" else full_lattice_kd
-        lengths = self._labels_and_lengths
-        sums = kd(
-            student,
-            teacher,
-            *lengths,
-            blank=self.kd.symbols.blank,
+        if self.of_lattice is None:
+            self.read_lattice(self.outputs.lattice, with_transducer=False)
+        return self.of_lattice[loss]
+
+    band = path = lattice
+
+    def sequence(self, loss: LossConf) -> tuple[Tensor, Tensor]:
+        """Of each list of hypotheses, (M,); the losses are not weighted again."""
+        student, teacher = self._sequence_scores
+        rows, lengths = lists_of_rows(self.rows().index)
+        sums = full_sum_kd(
+            student[rows],
+            teacher[rows],
+            lengths,
+            distance=loss.distance,
             temperature=loss.temperature,
             reduction="none",
         )
-        return sums, (lengths[1] * (lengths[2] + 1)).sum()
+        nodes = lengths.sum() if loss.distance != "kl" else (lengths > 0).sum()
+        return sums, nodes
 
-    def path(self, loss: LossConf) -> tuple[Tensor, Tensor]:
-        return self._path_kd(loss, *self._best_path)
+    @cached_property
+    def _sequence_scores(self) -> tuple[Tensor, Tensor]:
+        """log P(labels) (B,) of each entry, by the student and by its teachers."""
+        outputs, teacher = self.outputs, self.kd.teacher
+        if outputs.lattice is not None:
+            if self.transducer is None:
+                self.transducer = -lattice_score(outputs.lattice, self.kd.symbols.blank)
+            return -self.transducer, self.teacher_lattice.arcs.total()
+        if outputs.frames is not None:
+            blank, (_, lengths) = self.kd.symbols.blank, self.slowed[0]
+            logits = teacher.mean(teacher.frames(self.slowed), 1.0)
+            lengths = torch.minimum(lengths, self.teacher_frames)
+            said = dataclasses.replace(outputs.frames, logits=logits, lengths=lengths)
+            return ctc_scores(outputs.frames, blank), ctc_scores(said, blank)
+        logits = self._teacher_tokens(1.0)
+        said = Tokens(logits, outputs.tokens.targets)
+        padding = self.kd.symbols.padding
+        return token_scores(outputs.tokens, padding), token_scores(said, padding)
 
-    def _path_kd(
-        self, loss: LossConf, path: Tensor, path_lengths: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        student, teacher = self._lattices(loss.temperature)
-        frames = self._labels_and_lengths[1]
-        read = torch.arange(path.size(1), device=path.device) < path_lengths[:, None]
-        # Frames do not decrease along a path, so late nodes are its last ones.
-        read &= path[..., 0] + loss.shift < frames[:, None]
-        lengths = read.sum(1)
-        if loss.classes == "full":
-            sums = path_kd(
-                student,
-                teacher,
-                path,
-                path_lengths,
-                shift=loss.shift,
-                student_lengths=frames,
-                temperature=loss.temperature,
-                reduction="none",
+    def read_lattice(self, lattice: Lattice, with_transducer: bool) -> Tensor | None:
+        """All losses of the transducer lattice in one pass over the student's.
+
+        Returns:
+            -log P(labels) (B,) if asked for.
+        """
+        losses = [loss for loss in self.losses if loss.nodes in LATTICE_NODES]
+        conf, blank = self.kd.conf, self.kd.symbols.blank
+        with torch.autocast(self.speech.device.type, enabled=False):
+            student, terms = lattice.logits, []
+            if losses:
+                student = self._slow_lattice(lattice)
+                terms = [self._term(loss, lattice) for loss in losses]
+            options = dict(blank=blank, tolerance=conf.tolerance)
+            is_read = [loss.window == 1 for loss in losses]
+            together = [term for term, is_one in zip(terms, is_read) if is_one]
+            transducer, sums = self._read_together(
+                lattice, student, together, with_transducer, options
             )
-        else:
-            sums = _sequence_kd(
-                gather_path(student, path, loss.shift),
-                gather_path(teacher, path),
-                lengths,
-                loss,
-                keep=(self.kd.symbols.blank,),
+            sums, self.of_lattice = iter(sums), {}
+            for loss, term, is_one in zip(losses, terms, is_read):
+                if is_one:
+                    self.of_lattice[loss] = next(sums), term.nodes.sum()
+                else:
+                    grid = self.teacher_lattice.grid
+                    self.of_lattice[loss] = windowed_losses(
+                        student, grid, term, loss.window, **options
+                    )
+        self.transducer = transducer
+        return transducer
+
+    def _read_together(
+        self,
+        lattice: Lattice,
+        student: Logits,
+        terms: list[LatticeTerm],
+        with_transducer: bool,
+        options: dict,
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """One pass, or two where KD reads the student at another frame rate."""
+        grid = grid_of(lattice, self.kd.symbols.blank)
+        options = dict(options, topology=lattice.topology)
+        if student is lattice.logits:
+            return lattice_losses(
+                student, grid, terms, with_transducer=with_transducer, **options
             )
-        return sums, lengths.sum()
-
-    @cached_property
-    def _student_lattice(self) -> tuple[Tensor, Tensor]:
-        lattice = self.outputs.lattice
-        return self._at_common_rate(lattice.logits(), lattice.frames)
-
-    @cached_property
-    def _teacher_lattices(self) -> list[Tensor]:
-        lattice = self.outputs.lattice
-        return self.kd.teacher.lattice(
-            self.slowed, lattice.labels, lattice.label_lengths
+        transducer = None
+        if with_transducer:
+            transducer, _ = lattice_losses(lattice.logits, grid, (), **options)
+        _, sums = lattice_losses(
+            student, self.teacher_lattice.grid, terms, with_transducer=False, **options
         )
+        return transducer, sums
+
+    def _term(self, loss: LossConf, lattice: Lattice) -> LatticeTerm:
+        is_slowed = self.kd.strides.student > 1
+        ranges = None if is_slowed else lattice.ranges
+        return lattice_term(loss, self.teacher_lattice, ranges)
+
+    def _slow_lattice(self, lattice: Lattice) -> Logits:
+        """The student's logits at the common frame rate."""
+        stride, how = self.kd.strides.student, self.kd.conf.rate
+        logits, frames = lattice.logits, lattice.frames
+        if stride == 1:
+            return logits
+        if isinstance(logits, FactoredLogits):
+            encoder, _ = slow_down(logits.encoder, frames, stride, how)
+            return dataclasses.replace(logits, encoder=encoder)
+        return slow_down(logits, frames, stride, how)[0]
 
     @cached_property
-    def _labels_and_lengths(self) -> tuple[Tensor, Tensor, Tensor]:
-        lattice = self.outputs.lattice
-        return lattice.labels, self._student_lattice[1], lattice.label_lengths
-
-    def _lattices(self, temperature: float) -> tuple[Tensor, Tensor]:
-        teacher = self.kd.teacher.mean(self._teacher_lattices, temperature)
-        return _cut(self._student_lattice[0], teacher)
-
-    @cached_property
-    def _best_path(self) -> tuple[Tensor, Tensor]:
-        path, lengths, _ = best_path(
-            self._lattices(1.0)[1],
-            *self._labels_and_lengths,
-            blank=self.kd.symbols.blank,
-        )
-        return path, lengths
-
-    @cached_property
-    def _all_nodes(self) -> tuple[Tensor, Tensor]:
-        """Every node of every lattice in frame order, as a path (B, N, 2)."""
-        _, frames, label_lengths = self._labels_and_lengths
-        rows = label_lengths.long() + 1
-        lengths = frames.long() * rows
-        nodes = torch.arange(int(lengths.max()), device=frames.device)
-        nodes = torch.minimum(nodes[None], lengths[:, None] - 1)
-        t = nodes.div(rows[:, None], rounding_mode="floor")
-        return torch.stack([t, nodes - t * rows[:, None]], dim=-1), lengths
+    def teacher_lattice(self) -> LatticeTeacher:
+        """The teachers on the student's labels, at the common frame rate."""
+        lattice, blank = self.outputs.lattice, self.kd.symbols.blank
+        labels, lengths = lattice.labels, lattice.label_lengths
+        teacher = self.kd.teacher.lattice(self.slowed, labels, lengths)
+        student = self._slow_lattice(lattice)
+        stride = self.kd.strides.student
+        frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
+        frames = torch.minimum(frames.to(self.teacher_frames), self.teacher_frames)
+        grid = make_grid(student, labels, frames, lengths, blank)
+        return LatticeTeacher(teacher, grid, blank)
 
     def _at_common_rate(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The student's frames, no more of them than the teachers have."""
@@ -233,6 +311,40 @@ def _sequence_kd(
     k = min(loss.k, log_probs.size(-1))
     targets = topk_targets(log_probs, k, keep=keep)
     return essence_kd(student, *targets, lengths, tail=loss.tail, **options)
+
+
+def lattice_score(lattice: Lattice, blank: int) -> Tensor:
+    """log P(labels) (B,) of a lattice."""
+    return total_score(
+        lattice.logits,
+        lattice.labels,
+        lattice.frames,
+        lattice.label_lengths,
+        blank=blank,
+        ranges=lattice.ranges,
+        topology=lattice.topology,
+    )
+
+
+def ctc_scores(frames: Frames, blank: int) -> Tensor:
+    """log P(labels) (B,) by CTC; -inf where the labels need more frames."""
+    log_probs = frames.logits.float().log_softmax(-1).transpose(0, 1)
+    arguments = (log_probs, frames.targets, frames.lengths, frames.label_lengths, blank)
+    with torch.no_grad():
+        losses = torch.nn.functional.ctc_loss(*arguments, reduction="none")
+    # The gradient of an infinite loss is NaN, also where nothing flows into it.
+    finite = torch.nn.functional.ctc_loss(
+        *arguments, reduction="none", zero_infinity=True
+    )
+    return torch.where(losses.isfinite(), -finite, -losses)
+
+
+def token_scores(tokens: Tokens, padding: int) -> Tensor:
+    """log P(labels, <eos>) (B,) by an attention decoder."""
+    valid = tokens.targets != padding
+    log_probs = tokens.logits.float().log_softmax(-1)
+    ids = tokens.targets.masked_fill(~valid, 0).unsqueeze(-1)
+    return log_probs.gather(-1, ids).squeeze(-1).masked_fill(~valid, 0).sum(1)
 
 
 def _cut(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,22 +15,35 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor
 
 from espnet_kd import standin
+from espnet_kd.lattice.algebra import TOPOLOGIES
+from espnet_kd.lattice.nodes import length_mask
 from espnet_kd.student.config import KDConf
-from espnet_kd.student.distillation import Distillation, Strides, Symbols
+from espnet_kd.student.distillation import BatchKD, Distillation, Strides, Symbols
+from espnet_kd.student.hidden import make_hidden_kd
 from espnet_kd.student.outputs import (
     AttentionTap,
     Frames,
     Lattice,
+    LeanJointNetwork,
     Outputs,
     TransducerTap,
     weighted_mean,
 )
 from espnet_kd.student.rates import strides_to_common_rate
-from espnet_kd.teacher.soft import SoftTeacher, frame_rate, nodes_of
+from espnet_kd.student.schedules import scheduled_values
+from espnet_kd.student.sharing import distinct_rows
+from espnet_kd.teacher.soft import (
+    SoftTeacher,
+    factored_joint,
+    frame_rate,
+    nodes_of,
+)
 
 
 class Student:
     """Mixed in before an ESPnet model class."""
+
+    updates = 0  # steps of the optimiser, which keeps count of them
 
     def forward(
         self,
@@ -56,23 +69,48 @@ class Student:
             evaluation ESPnet's loss alone, so that runs compare. Statistics; weight.
         """
         weights = kd_weight.flatten() if kd_weight is not None else None
-        self._outputs = Outputs(weights=weights)
+        outputs = self._outputs = Outputs(weights=weights)
+        distillation = self._distillation
+        if distillation is not None:
+            now = distillation.conf.at(self.updates)
+            outputs.kd = BatchKD(
+                distillation,
+                now.losses,
+                outputs,
+                speech,
+                speech_lengths,
+                lambda: self._rows,
+            )
         loss, stats, weight = super().forward(
             speech, speech_lengths, text, text_lengths, **kwargs
         )
         if getattr(self, "use_auxiliary_ctc", False) and stats["loss_aux_ctc"] is None:
             # ESPnet leaves a loss of 0 out, but all ranks need the same statistics.
             stats["loss_aux_ctc"] = torch.full_like(loss, torch.nan)
-        distillation = self._distillation
         if distillation is not None:
             with torch.autocast(speech.device.type, enabled=False):
-                kd_loss, kd_stats = distillation(self._outputs, speech, speech_lengths)
+                kd_loss, kd_stats = distillation(outputs.kd)
+                if self._hidden is not None:
+                    _ = outputs.kd.encoded  # hooks keep what the teachers' layers made
+                    hidden_loss, hidden_stats = self._hidden(
+                        now.hidden, self._rows, weights
+                    )
+                    kd_loss = kd_loss + hidden_loss
+                    kd_stats.update(hidden_stats)
             stats = {**stats, **kd_stats, "loss_hard": loss.detach()}
             if self.training:
-                loss = distillation.conf.hard_weight * loss + kd_loss
+                loss = now.hard_weight * loss + kd_loss
                 stats["loss"] = loss.detach()
+                stats.update(scheduled_values(self._scheduled, self.updates))
+        outputs.kd = None  # it holds the outputs: a cycle would keep their memory
         self._outputs = Outputs()
         return force_gatherable((loss, stats, weight), speech.device)
+
+    def encode(self, speech: Tensor, speech_lengths: Tensor):
+        """ESPnet's `encode`, with one pass for the entries that have the same audio."""
+        rows = self._rows = distinct_rows(speech, speech_lengths)
+        encoded = super().encode(*rows.take(speech, speech_lengths))
+        return rows.expand(encoded)
 
     def _apply(self, fn, *args, **kwargs):
         # Teachers are no sub-modules; they follow the student to its device.
@@ -101,7 +139,7 @@ class ASRStudent(Student, ESPnetASRModel):
         time_first = self.ctc.ctc_type not in ("gtnctc", "brctc")
         if self._outputs.frames is None:  # later calls are intermediate CTC layers
             by_utterance = logits.transpose(0, 1) if time_first else logits
-            self._outputs.frames = Frames(by_utterance, frames)
+            self._outputs.frames = Frames(by_utterance, frames, targets, label_lengths)
         weights = self._outputs.weights
         if weights is None:
             return self._ctc_loss_fn(logits, targets, frames, label_lengths)
@@ -128,14 +166,14 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
             )
 
     def _keep_ctc_logits(self, module, inputs, logits: Tensor) -> None:
-        self._outputs.frames = Frames(logits, None)
+        self._outputs.frames = Frames(logits, None, None, None)
 
     def _calc_ctc_loss(
         self, encoder_out: Tensor, target: Tensor, t_len: Tensor, u_len: Tensor
     ) -> Tensor:
         loss = super()._calc_ctc_loss(encoder_out, target, t_len, u_len)
         frames = self._outputs.frames
-        frames.lengths = t_len
+        frames.lengths, frames.targets, frames.label_lengths = t_len, target, u_len
         if self._outputs.weights is None:
             return loss
         losses = torch.nn.functional.ctc_loss(
@@ -157,30 +195,82 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
         decoder_out_len: Tensor,
         **options,
     ) -> Tensor:
-        def logits() -> Tensor:
-            # In fp32: KD is computed outside of autocast.
-            return self.joint_network(
-                encoder_out.float().unsqueeze(2), decoder_out.float().unsqueeze(1)
-            )
-
-        self._outputs.lattice = Lattice(
-            logits, labels, encoder_out_len, decoder_out_len
-        )
-        weights, reduction = self._outputs.weights, options.get("reduction", "mean")
-        if weights is not None:
-            options["reduction"] = "none"
-        loss = super()._calc_k2_transducer_pruned_loss(
-            encoder_out,
-            decoder_out,
+        lattice = Lattice(
+            factored_joint(self.joint_network, encoder_out, decoder_out),
             labels,
             encoder_out_len,
             decoder_out_len,
-            **options,
         )
+        weights, reduction = self._outputs.weights, options.get("reduction", "mean")
+        if isinstance(self.joint_network, LeanJointNetwork):
+            losses = self._pruned_losses(lattice, encoder_out, decoder_out, **options)
+        else:
+            self._outputs.lattice = lattice
+            stock = dict(
+                options, reduction="none" if weights is not None else reduction
+            )
+            losses = super()._calc_k2_transducer_pruned_loss(
+                encoder_out,
+                decoder_out,
+                labels,
+                encoder_out_len,
+                decoder_out_len,
+                **stock,
+            )
+            if weights is None:
+                return losses
         if weights is not None:
-            loss = weighted_mean(weights, loss)
-            loss = loss * len(weights) if reduction == "sum" else loss
-        return loss
+            losses = weights.to(losses.dtype) * losses
+        return losses.sum() if reduction == "sum" else losses.mean()
+
+    def _pruned_losses(
+        self,
+        lattice: Lattice,
+        encoder_out: Tensor,
+        decoder_out: Tensor,
+        prune_range: int = 5,
+        simple_loss_scaling: float = 0.5,
+        lm_scale: float = 0.0,
+        am_scale: float = 0.0,
+        loss_type: str = "regular",
+        reduction: str = "mean",
+        padding_idx: int = 0,
+    ) -> Tensor:
+        """ESPnet's k2 pruned loss (B,), its band read together with the KD losses.
+
+        Arguments as ESPnet's; `k2_pruned_loss_args` of a configuration.
+        """
+        import k2
+
+        self.steps_num += 1
+        warm = (
+            min(self.steps_num / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        )
+        frames, symbols = lattice.frames.long(), lattice.label_lengths.long()
+        start = torch.zeros_like(frames)
+        boundary = torch.stack([start, start, symbols, frames], dim=1)
+        is_label = length_mask(symbols, lattice.labels.size(1))
+        targets = lattice.labels.long().masked_fill(~is_label, padding_idx)
+        lm, am = self.lm_proj(decoder_out), self.am_proj(encoder_out)
+        with torch.autocast(encoder_out.device.type, enabled=False):
+            simple, use = k2.rnnt_loss_smoothed(
+                lm.float(),
+                am.float(),
+                targets,
+                padding_idx,
+                lm_only_scale=lm_scale,
+                am_only_scale=am_scale,
+                boundary=boundary,
+                rnnt_type=loss_type,
+                reduction="none",
+                return_grad=True,
+            )
+        lattice.ranges = k2.get_rnnt_prune_ranges(*use, boundary, prune_range)
+        lattice.topology = loss_type
+        pruned = self._outputs.transducer_losses(lattice, padding_idx)
+        # ESPnet's warm-up: the simple loss alone can tell at first where to look.
+        simple_scale = 1 - warm * (1 - simple_loss_scaling)
+        return simple_scale * simple + (0.1 + 0.9 * warm) * pruned
 
 
 STUDENTS = {
@@ -214,11 +304,13 @@ def make_student(
             f"model: {type(model).__name__} cannot be a student; KD works with "
             "`model: espnet` of the asr task and with asr_transducer"
         )
-    distillation = None
-    if conf.losses:
+    distillation = hidden = None
+    scheduled = {"": conf}  # by the names in the statistics
+    if conf.needs_teacher:
         conf = _with_known_nodes(model, conf, teachers)
         for name, teacher in teachers.items():
-            check_token_lists(model.token_list, teacher.token_list, name)
+            if conf.losses:  # hidden layers know of no tokens
+                check_token_lists(model.token_list, teacher.token_list, name)
         strides = _strides(model, conf, teachers, sampling_rate)
         symbols = Symbols(
             blank=getattr(model, "blank_id", 0),
@@ -227,11 +319,55 @@ def make_student(
         )
         teacher = SoftTeacher(list(teachers.values()), weights)
         distillation = Distillation(conf, teacher, strides, symbols)
+        scheduled.update(zip(_short(distillation.names), conf.losses))
+        if conf.hidden:
+            both = (strides.student, strides.teachers)
+            hidden = make_hidden_kd(
+                conf.hidden, conf.rate, model, teachers, both, sampling_rate
+            )
+            scheduled.update(zip(_short(hidden.names), conf.hidden))
+    if _can_be_lean(model, conf):
+        model.joint_network.__class__ = LeanJointNetwork
     model.__class__ = STUDENTS[type(model)]
     model._outputs = Outputs()
     model._distillation = distillation
+    model._hidden = hidden
+    model._scheduled = scheduled
+    if hidden is not None and hidden.projections is not None:
+        model.kd_projections = hidden.projections
     model._tap()
     return model
+
+
+def _can_be_lean(model: torch.nn.Module, conf: KDConf) -> bool:
+    """Whether the joint network of a transducer is computed in chunks.
+
+    Raises:
+        ValueError: `lean_joint` asks for it, and an option of the model forbids it.
+    """
+    if getattr(model, "joint_network", None) is None or conf.lean_joint is False:
+        return False
+    arguments = getattr(model, "k2_pruned_loss_args", {})
+    is_pruned = getattr(model, "use_k2_pruned_loss", False)
+    forbids = {
+        "fastemit_lambda": getattr(model, "fastemit_lambda", 0) and not is_pruned,
+        "transducer_multi_blank_durations": getattr(
+            model, "transducer_multi_blank_durations", None
+        ),
+        "k2_pruned_loss_args.loss_type": is_pruned
+        and arguments.get("loss_type", "regular") not in TOPOLOGIES,
+    }
+    forbids = [name for name, is_set in forbids.items() if is_set]
+    if forbids and conf.lean_joint:
+        raise ValueError(
+            f"kd_conf.lean_joint: the model's {forbids[0]} needs the whole tensor of "
+            "logits; leave lean_joint out, or that option"
+        )
+    return not forbids
+
+
+def _short(names: list[str]) -> list[str]:
+    return [name[len("loss_kd_") :] for name in names]
 
 
 def check_weightable(model: torch.nn.Module) -> None:
@@ -305,7 +441,7 @@ def _strides(
     teachers: dict[str, torch.nn.Module],
     sampling_rate: int,
 ) -> Strides:
-    if all(loss.nodes == "tokens" for loss in conf.losses):
+    if not conf.hidden and all(loss.nodes == "tokens" for loss in conf.losses):
         return Strides(1, [1] * len(teachers))
     models = {"the student": model, **teachers}
     rates = {name: frame_rate(each, sampling_rate) for name, each in models.items()}

@@ -8,18 +8,31 @@ hypotheses of sequence-level KD) the tap computes the same loss per utterance in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 import torch
+from espnet2.asr_transducer.joint_network import JointNetwork
 from torch import Tensor
+
+from espnet_kd.lattice import transducer_loss
+from espnet_kd.lattice.algebra import restrict
+from espnet_kd.lattice.factored import FactoredLogits, Logits
+from espnet_kd.lattice.nodes import Grid, make_grid
+from espnet_kd.losses import lattice_losses
+from espnet_kd.teacher.soft import factored_joint
+
+if TYPE_CHECKING:
+    from espnet_kd.student.distillation import BatchKD
 
 
 @dataclass
 class Frames:
-    """CTC logits (B, T, V) and frames (B,)."""
+    """CTC logits (B, T, V), frames (B,), labels, packed or (B, U), and their (B,)."""
 
     logits: Tensor
     lengths: Tensor
+    targets: Tensor
+    label_lengths: Tensor
 
 
 @dataclass
@@ -32,25 +45,52 @@ class Tokens:
 
 @dataclass
 class Lattice:
-    """Joint logits (B, T, U+1, V) of labels (B, U), frames (B,), labels (B,).
+    """Joint network's logits (B, T, U+1, V) of labels (B, U), frames (B,), labels (B,).
 
-    `logits` is called when a KD loss asks: a pruned student makes them only then.
+    A pruned student adds the rows (B, T, S) that it reads, and its topology.
     """
 
-    logits: Callable[[], Tensor]
+    logits: Logits
     labels: Tensor
     frames: Tensor
     label_lengths: Tensor
+    ranges: Tensor | None = None
+    topology: str = "regular"
 
 
 @dataclass
 class Outputs:
-    """What one forward pass left behind, and the weights (B,) of its utterances."""
+    """What one forward pass left behind, and the weights (B,) of its utterances.
+
+    `kd` holds the KD losses of the batch, where there are any.
+    """
 
     weights: Tensor | None = None
     frames: Frames | None = None
     tokens: Tokens | None = None
     lattice: Lattice | None = None
+    kd: BatchKD | None = None
+
+    def transducer_losses(self, lattice: Lattice, blank: int) -> Tensor:
+        """-log P(labels) (B,) of a lattice, with its KD losses from the same pass."""
+        self.lattice = lattice
+        if self.kd is not None:
+            return self.kd.read_lattice(lattice, with_transducer=True)
+        losses, _ = lattice_losses(
+            lattice.logits,
+            grid_of(lattice, blank),
+            (),
+            blank=blank,
+            topology=lattice.topology,
+        )
+        return losses
+
+
+def grid_of(lattice: Lattice, blank: int) -> Grid:
+    """The nodes that the transducer loss of a lattice reads."""
+    lengths = (lattice.frames, lattice.label_lengths)
+    grid = make_grid(lattice.logits, lattice.labels, *lengths, blank)
+    return restrict(grid, lattice.ranges)
 
 
 def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
@@ -110,15 +150,34 @@ class TransducerTap(torch.nn.Module):
         self.blank = blank
 
     def forward(
-        self, logits: Tensor, labels: Tensor, frames: Tensor, label_lengths: Tensor
+        self, logits: Logits, labels: Tensor, frames: Tensor, label_lengths: Tensor
     ) -> Tensor:
-        from espnet_kd.lattice import transducer_loss
-
         outputs = self.outputs()
-        outputs.lattice = Lattice(lambda: logits, labels, frames, label_lengths)
+        lattice = Lattice(logits, labels, frames, label_lengths)
+        if isinstance(logits, FactoredLogits):
+            losses = outputs.transducer_losses(lattice, self.blank)
+            weights = outputs.weights
+            return losses.mean() if weights is None else weighted_mean(weights, losses)
+        outputs.lattice = lattice
         if outputs.weights is None:
             return self.criterion(logits, labels, frames, label_lengths)
         losses = transducer_loss(
             logits, labels, frames, label_lengths, blank=self.blank, reduction="none"
         )
         return weighted_mean(outputs.weights, losses)
+
+
+class LeanJointNetwork(JointNetwork):
+    """ESPnet's joint network, which does not write out the logits of whole lattices.
+
+    An instance of the stock class is made one by its `__class__`. What decoding asks of
+    it, and bands, are computed as ever.
+    """
+
+    def forward(
+        self, enc_out: Tensor, dec_out: Tensor, no_projection: bool = False
+    ) -> Logits:
+        is_lattice = enc_out.dim() == 4 and enc_out.size(2) == dec_out.size(1) == 1
+        if no_projection or not is_lattice:
+            return super().forward(enc_out, dec_out, no_projection)
+        return factored_joint(self, enc_out.squeeze(2), dec_out.squeeze(1))

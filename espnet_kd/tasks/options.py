@@ -14,8 +14,8 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet_kd import standin
 from espnet_kd.student.config import KDConf, parse_kd_conf
 from espnet_kd.student.lengths import use_true_lengths
-from espnet_kd.student.model import check_weightable, make_student
-from espnet_kd.tasks.trainer import KDTrainer
+from espnet_kd.student.model import Student, check_weightable, make_student
+from espnet_kd.tasks.trainer import KDTrainer, follow
 from espnet_kd.teacher.loading import load_model, read_config, sampling_rate_of
 
 
@@ -63,8 +63,8 @@ class KDTaskMixin:
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
-        """The stock model, or a student around it when `kd_conf` lists losses or the
-        training data carry weights.
+        """The stock model, or a student around it when `kd_conf` lists losses or hidden
+        layers, or the training data carry weights.
 
         Raises:
             ValueError: an option does not fit; the message names it and the remedy.
@@ -79,9 +79,9 @@ class KDTaskMixin:
         is_kd = _is_kd(args, conf)
         if is_kd if conf.true_lengths is None else conf.true_lengths:
             use_true_lengths(model)
-        if is_kd:
+        if is_kd or conf.lean_joint:
             with _refusing():
-                teachers = _load_teachers(args) if conf.losses else {}
+                teachers = _load_teachers(args) if conf.needs_teacher else {}
                 weights = args.teacher_weight or [1.0] * len(teachers)
                 make_student(
                     model, conf, teachers, weights, sampling_rate_of(vars(args))
@@ -90,6 +90,16 @@ class KDTaskMixin:
                     check_weightable(model)
             logging.info(f"Teachers: {list(teachers)}; {conf}")
         return model
+
+    @classmethod
+    def build_optimizers(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> list[torch.optim.Optimizer]:
+        """The stock ones; a student's tells it how many updates it got."""
+        optimizers = super().build_optimizers(args, model)
+        if isinstance(model, Student):
+            follow(model, optimizers[0])
+        return optimizers
 
 
 class ConfigurationError(ValueError):
@@ -110,7 +120,7 @@ def _has_weights(args: argparse.Namespace) -> bool:
 
 
 def _is_kd(args: argparse.Namespace, conf: KDConf) -> bool:
-    return bool(conf.losses) or _has_weights(args)
+    return conf.needs_teacher or _has_weights(args)
 
 
 def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
@@ -125,11 +135,20 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
             f"ngpu: {args.ngpu} without multiprocessing_distributed is DataParallel, "
             "which cannot hold a teacher; add --multiprocessing_distributed true"
         )
-    configs, files = args.teacher_config, args.teacher_model_file
-    if conf.losses and not configs:
+    if torch.distributed.is_initialized() and any(
+        "sequence" in loss.nodes for loss in conf.losses
+    ):
         raise ValueError(
-            "teacher_config: kd_conf lists losses but there is no teacher; give "
-            "--teacher_config and --teacher_model_file, or empty kd_conf.losses"
+            "kd_conf.losses: nodes: sequence compares hypotheses of a batch, which "
+            "ESPnet deals out to the ranks one by one; train on one GPU, or weight the "
+            "hypotheses in the data instead (kd_set --weights posterior)"
+        )
+    configs, files = args.teacher_config, args.teacher_model_file
+    if conf.needs_teacher and not configs:
+        listed = "losses" if conf.losses else "hidden"
+        raise ValueError(
+            f"teacher_config: kd_conf lists {listed} but there is no teacher; give "
+            f"--teacher_config and --teacher_model_file, or empty kd_conf.{listed}"
         )
     if len(configs) != len(files):
         raise ValueError(

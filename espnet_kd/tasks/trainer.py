@@ -2,8 +2,61 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
+import torch
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer
+
+
+class KDOptimizer:
+    """Mixed in before the class of a student's optimiser, by `follow`.
+
+    Counts the updates that the schedules of `kd_conf` go by, and keeps them with the
+    projections of hidden-layer KD in its own state: no other part of checkpoint.pth can
+    hold them, since the model's state is what stock ESPnet loads.
+    """
+
+    student: torch.nn.Module
+
+    def step(self, *args, **kwargs) -> Any:
+        result = super().step(*args, **kwargs)
+        self.student.updates += 1
+        return result
+
+    step.hooked = True  # torch need not wrap it for profiling; it has wrapped the inner
+
+    def state_dict(self) -> dict[str, Any]:
+        projections = [each.detach().clone() for each in _projections(self.student)]
+        kd = dict(updates=self.student.updates, projections=projections)
+        return {**super().state_dict(), "kd": kd}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "kd" not in state_dict:
+            logging.warning(
+                "The checkpoint has no count of updates (an older version wrote it); "
+                "schedules of kd_conf start from the beginning"
+            )
+            return
+        self.student.updates = state_dict["kd"]["updates"]
+        saved = state_dict["kd"]["projections"]
+        with torch.no_grad():
+            for parameter, value in zip(_projections(self.student), saved):
+                parameter.copy_(value)
+
+
+def _projections(student: torch.nn.Module) -> list[torch.nn.Parameter]:
+    projections = getattr(student, "kd_projections", None)
+    return [] if projections is None else list(projections.parameters())
+
+
+def follow(student: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser tell a student how many updates it got."""
+    stock = type(optimizer)
+    optimizer.__class__ = type(stock.__name__, (KDOptimizer, stock), {})
+    optimizer.student = student
 
 
 class KDTrainer(Trainer):

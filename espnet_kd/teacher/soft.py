@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Sequence
 
 import torch
+from espnet2.asr_transducer.joint_network import JointNetwork
 from espnet2.asr_transducer.utils import get_transducer_task_io
 from torch import Tensor
 
-from espnet_kd.losses import ensemble_logits
+from espnet_kd.losses import FactoredLogits, OnlineTeacher, ensemble_logits
 
 Encoded = tuple[Tensor, Tensor]
 
@@ -22,14 +23,16 @@ def encode(model: torch.nn.Module, speech: Tensor, lengths: Tensor) -> Encoded:
 
 
 def nodes_of(model: torch.nn.Module) -> set[str]:
-    """Where an ESPnet model can be compared: frames, tokens, lattice, path."""
-    nodes = set()
+    """Where an ESPnet model can be compared, as `kd_conf` names it."""
+    nodes = {"sequence"}
     if frame_layer(model) is not None:
         nodes.add("frames")
     if getattr(model, "joint_network", None) is not None:
         # Blanks of several frames make another lattice.
-        if not getattr(model, "transducer_multi_blank_durations", None):
-            nodes.update(("lattice", "path"))
+        if getattr(model, "transducer_multi_blank_durations", None):
+            nodes.remove("sequence")
+        else:
+            nodes.update(("lattice", "band", "path"))
     elif model.decoder is not None and hasattr(model, "criterion_att"):
         nodes.add("tokens")
     return nodes
@@ -100,13 +103,14 @@ class SoftTeacher:
 
     def lattice(
         self, encoded: Sequence[Encoded], labels: Tensor, label_lengths: Tensor
-    ) -> list[Tensor]:
-        """Joint network logits (B, T, U+1, V) of each teacher on labels (B, U)."""
+    ) -> OnlineTeacher:
+        """The teachers' transducer lattices of labels (B, U), (B, T, U+1, V)."""
         with torch.no_grad():
-            return [
+            lattices = [
                 joint_logits(model, encoder_out, labels, label_lengths)
                 for model, (encoder_out, _) in zip(self.models, encoded)
             ]
+        return OnlineTeacher(lattices, self.weights)
 
     def tokens(
         self, encoded: Sequence[Encoded], labels_in: Tensor, lengths: Tensor
@@ -131,8 +135,8 @@ class SoftTeacher:
 
 def joint_logits(
     model: torch.nn.Module, encoder_out: Tensor, labels: Tensor, label_lengths: Tensor
-) -> Tensor:
-    """Dense joint network output (B, T, U+1, V) for labels (B, U)."""
+) -> FactoredLogits:
+    """Joint network output (B, T, U+1, V) for labels (B, U), not written out."""
     steps = torch.arange(labels.size(1), device=labels.device)
     padding = steps >= label_lengths.unsqueeze(1)
     decoder_in, *_ = get_transducer_task_io(
@@ -142,5 +146,17 @@ def joint_logits(
         blank_id=getattr(model, "blank_id", 0),
     )
     model.decoder.set_device(encoder_out.device)
-    decoder_out = model.decoder(decoder_in)
-    return model.joint_network(encoder_out.unsqueeze(2), decoder_out.unsqueeze(1))
+    return factored_joint(model.joint_network, encoder_out, model.decoder(decoder_in))
+
+
+def factored_joint(
+    joint: JointNetwork, encoder_out: Tensor, decoder_out: Tensor
+) -> FactoredLogits:
+    """What ESPnet's joint network makes of (B, T, D) and (B, U+1, D)."""
+    return FactoredLogits(
+        joint.lin_enc(encoder_out),
+        joint.lin_dec(decoder_out),
+        joint.lin_out.weight,
+        joint.lin_out.bias,
+        joint.joint_activation,
+    )

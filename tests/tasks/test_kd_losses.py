@@ -322,7 +322,8 @@ def test_a_teacher_named_twice_counts_as_one(recipe: Recipe):
 
 def logits_of(outputs) -> list[torch.Tensor]:
     kinds = (outputs.frames, outputs.tokens)
-    return [each.logits for each in kinds if each is not None]
+    logits = [each.logits for each in kinds if each is not None]
+    return logits + ([outputs.lattice.logits.encoder] if outputs.lattice else [])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -337,22 +338,21 @@ def test_autocast_leaves_kd_in_full_precision(recipe: Recipe, case: str):
     batch = recipe.batch()
     _, full, _ = student(**batch)
     seen = []
-    encode, distillation = student.encode, student._distillation
+    encode, compute = student.encode, student._distillation.__class__.__call__
 
     def rounded(*args):
         with torch.autocast("cpu", enabled=False):
             encoder_out, lengths = encode(*args)
         return encoder_out.bfloat16(), lengths
 
-    def watch(outputs, *args):
-        for logits in logits_of(outputs):
-            seen.append(logits.dtype)
-        total, parts = distillation(outputs, *args)
-        assert total.dtype == torch.float32
-        return total, parts
+    class Watched(student._distillation.__class__):
+        def __call__(self, kd):
+            seen.extend(logits.dtype for logits in logits_of(kd.outputs))
+            total, parts = compute(self, kd)
+            assert total.dtype == torch.float32
+            return total, parts
 
-    watch.conf = distillation.conf
-    student.encode, student._distillation = rounded, watch
+    student.encode, student._distillation.__class__ = rounded, Watched
     train_mode(student)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, stats, _ = student(**batch)
