@@ -1,6 +1,7 @@
 # make demo    the main job: a teacher, a student and the student with KD, on made-up speech
 # make test    the tests
 # make lint    black, isort and ruff
+# make bench   time and memory of the lattice losses, into benchmarks/RESULTS.md
 # make env     the environment alone
 # make clean   delete environments and what the demo made
 #
@@ -12,10 +13,16 @@ ENV =
 DEMO_SIZE ?= full
 JOBS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?= --device cpu --sweep full
 
 in_env = venv=$$(conf/build_env.sh $(ENV)) && export PATH="$$venv/bin:$$PATH" &&
 
-.PHONY: demo demo-small test lint env clean
+# The MKL of torch before 2.0 uses half of an AMD processor unless told otherwise.
+ifneq ($(shell grep -m1 AuthenticAMD /proc/cpuinfo 2>/dev/null),)
+export MKL_DEBUG_CPU_TYPE ?= 5
+endif
+
+.PHONY: demo demo-small test lint bench env clean
 
 demo:
 	@$(in_env) cd egs/mini/asr1 && DEMO_SIZE=$(DEMO_SIZE) ./run.sh
@@ -31,6 +38,9 @@ test:
 
 lint:
 	@$(in_env) black --check . && isort --check . && ruff check .
+
+bench:
+	@$(in_env) OMP_NUM_THREADS=$(JOBS) python -m benchmarks.run $(BENCH_ARGS)
 
 env:
 	@$(in_env) python -m espnet_kd.bin.doctor
