@@ -8,11 +8,11 @@ named after papers are cells of that grid. On a transducer lattice any other cel
 """
 
 from espnet_kd.lattice.factored import FactoredLogits
-from espnet_kd.losses.classes import collapsed_kl, full_kl, topk_kl
+from espnet_kd.losses.classes import full_kl, topk_kl
 from espnet_kd.losses.ensemble import ensemble_logits
 from espnet_kd.losses.essence import essence_kd, topk_targets
 from espnet_kd.losses.lattice import collapsed_lattice_kd, full_lattice_kd
-from espnet_kd.losses.nodes import gather_path, path_mask, reduce_nodes
+from espnet_kd.losses.nodes import path_mask, reduce_nodes
 from espnet_kd.losses.path import path_kd
 from espnet_kd.losses.sequence import (
     error_weights,
@@ -33,7 +33,6 @@ __all__ = [
     "OnlineTeacher",
     "StoredLattice",
     "StoredPath",
-    "collapsed_kl",
     "collapsed_lattice_kd",
     "ensemble_logits",
     "error_weights",
@@ -41,7 +40,6 @@ __all__ = [
     "full_kl",
     "full_lattice_kd",
     "full_sum_kd",
-    "gather_path",
     "lattice_losses",
     "path_kd",
     "path_mask",

@@ -1,12 +1,12 @@
 """At what resolution student and teacher are compared: KL of a node, by classes.
 
     full            all V classes
-    collapsed       {some classes, rest}, e.g. {label, blank, rest} of a lattice node
+    collapsed       {next label, blank, rest} of a lattice node
     top-k           K stored classes, renormalised, or with one tail class
 
-Each function takes (..., V) logits of the student at any nodes and gives one KL value
-a node, (...), so that any choice of nodes (`nodes`) goes with any choice of classes. KL
-is sum_k q_k (log q_k - log p_k) from the teacher q to the student p. The teacher is
+`full_kl` and `topk_kl` take (..., V) logits of the student and give one KL value a
+node, (...). `transducer` does so for nodes of a lattice, whose logits it does not hold.
+KL is sum_k q_k (log q_k - log p_k) from the teacher q to the student p. The teacher is
 detached. Where a temperature divides logits the KL is multiplied by its square, which
 keeps the size of the gradient (Hinton 2015). Everything is float32, or float64 where
 the student is.
@@ -68,38 +68,6 @@ def full_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
     check_same_shape("teacher", teacher, "student", student)
     loss = kl(soften(teacher.detach(), temperature), soften(student, temperature))
     return loss * temperature**2
-
-
-def collapsed_kl(
-    student: Tensor,
-    teacher: Tensor,
-    ids: Tensor,
-    present: Tensor | None = None,
-    temperature: float = 1.0,
-) -> Tensor:
-    """KL over {kept classes, rest}, times temperature**2 (Panchapagesan 2020).
-
-    Args:
-        student: (..., V) logits.
-        teacher: (..., V) logits.
-        ids: (..., K) kept classes.
-        present: (..., K) bool, kept classes that count. One that does not must repeat
-            another id of its node.
-        temperature: divides both logits.
-
-    Returns:
-        (...).
-    """
-    check_same_shape("teacher", teacher, "student", student)
-
-    def classes(logits: Tensor) -> Tensor:
-        log_probs = collapse(soften(logits, temperature), ids)
-        if present is None:
-            return log_probs
-        absent = torch.nn.functional.pad(~present, (0, 1))
-        return log_probs.masked_fill(absent, LOG_ZERO)
-
-    return kl(classes(teacher.detach()), classes(student)) * temperature**2
 
 
 def log_complement(log_mass: Tensor) -> Tensor:

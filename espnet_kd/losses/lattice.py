@@ -4,12 +4,12 @@ from torch import Tensor
 
 from espnet_kd.lattice.factored import Logits
 from espnet_kd.lattice.nodes import make_grid
+from espnet_kd.losses.nodes import reduce_sums
 from espnet_kd.losses.transducer import (
     LatticeTerm,
     as_teacher,
     check_teacher_shape,
     lattice_losses,
-    reduce_sums,
 )
 
 

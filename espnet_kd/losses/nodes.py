@@ -5,10 +5,9 @@ reduction. What does not count is zeroed before the KL, so that padding, whateve
 in it, meets neither value nor gradient.
 """
 
-import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import check_lengths, length_mask, mask_nodes
+from espnet_kd.lattice.nodes import check_lengths, length_mask
 
 REDUCTIONS = ("batch", "node", "none")
 
@@ -25,14 +24,24 @@ def reduce_nodes(losses: Tensor, valid: Tensor, reduction: str = "batch") -> Ten
     Raises:
         ValueError: the reduction is unknown.
     """
+    return reduce_sums(
+        losses.masked_fill(~valid, 0).flatten(1).sum(1), valid, reduction
+    )
+
+
+def reduce_sums(sums: Tensor, valid: Tensor, reduction: str) -> Tensor:
+    """`reduce_nodes` of what is summed over the nodes of each utterance already, (B,).
+
+    Raises:
+        ValueError: the reduction is unknown.
+    """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: {reduction!r} is not one of {REDUCTIONS}")
-    sums = losses.masked_fill(~valid, 0).flatten(1).sum(1)
     if reduction == "none":
         return sums
-    if reduction == "node":
-        return sums.sum() / valid.sum().clamp(min=1)
-    return sums.sum() / len(sums)
+    return sums.sum() / (
+        len(sums) if reduction == "batch" else valid.sum().clamp(min=1)
+    )
 
 
 def check_path(path: Tensor, batch: int) -> None:
@@ -68,36 +77,3 @@ def path_mask(
     if student_lengths is not None:
         valid = valid & (t < student_lengths.to(path.device).unsqueeze(1))
     return valid
-
-
-def gather_path(
-    logits: Tensor, path: Tensor, shift: int = 0, *, valid: Tensor | None = None
-) -> Tensor:
-    """Read a lattice at (t + shift, u) for each node (t, u) of a path.
-
-    Args:
-        logits: (B, T, U+1, V).
-        path: (B, N, 2) int64 (t, u).
-        shift: in encoder frames.
-        valid: (B, N) bool, nodes to read. None: those that lie inside the lattice.
-
-    Returns:
-        (B, N, V), zero at nodes that were not read.
-
-    Raises:
-        ValueError: a node to be read lies outside the lattice.
-    """
-    batch, frames, rows, _ = logits.shape
-    check_path(path, batch)
-    t, u = (path.long() + path.new_tensor([shift, 0])).unbind(-1)
-    inside = (t >= 0) & (t < frames) & (u >= 0) & (u < rows)
-    if valid is None:
-        valid = inside
-    elif (valid & ~inside).any():
-        raise ValueError(
-            f"path: has nodes outside a lattice of {frames} frames and {rows} rows: "
-            "was it made from other audio or another token list?"
-        )
-    utterance = torch.arange(batch, device=path.device).unsqueeze(1)
-    read = logits[utterance, t.masked_fill(~valid, 0), u.masked_fill(~valid, 0)]
-    return mask_nodes(read, valid)

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from espnet_kd.lattice.factored import Logits
 from espnet_kd.lattice.nodes import check_lengths, make_grid
+from espnet_kd.losses.nodes import reduce_sums
 from espnet_kd.losses.transducer import (
     LatticeTerm,
     as_teacher,
     check_teacher_shape,
     lattice_losses,
     path_nodes,
-    reduce_sums,
 )
 
 

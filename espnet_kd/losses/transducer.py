@@ -26,7 +26,7 @@ from espnet_kd.lattice.factored import (
 from espnet_kd.lattice.nodes import LOG_ZERO, Grid, make_grid
 from espnet_kd.lattice.reading import Target, read_nodes
 from espnet_kd.losses.classes import TAILS, kl, topk_divergence
-from espnet_kd.losses.nodes import REDUCTIONS, check_path, path_mask
+from espnet_kd.losses.nodes import check_path, path_mask, reduce_sums
 from espnet_kd.losses.teachers import (
     OnlineTeacher,
     PathTeacher,
@@ -168,20 +168,15 @@ def _compare(
     temperatures = {t.temperature for t in terms if t.classes != "full"}
     temperatures = sorted(temperatures | ({1.0} if with_arcs else set()))
     targets = [_target(term) for term in terms if term.classes == "full"]
-    kept = [
-        (
-            term.teacher.topk(*_asked(term, nodes, blank))
-            if term.classes == "topk"
-            else None
-        )
-        for term in terms
-    ]
-    all_ids, columns = [ids], []
-    for found in kept:
-        start = sum(x.shape[1] for x in all_ids)
-        if found is not None:
-            all_ids.append(found[1])
-        columns.append(slice(start, sum(x.shape[1] for x in all_ids)))
+    all_ids, found, columns = [ids], {}, {}
+    for i, term in enumerate(terms):
+        if term.classes == "topk":
+            start = sum(x.shape[1] for x in all_ids)
+            found[i], kept = term.teacher.topk(
+                nodes.later(-term.shift), term.k, blank, term.temperature
+            )
+            all_ids.append(kept)
+            columns[i] = slice(start, start + kept.shape[1])
     all_ids = torch.cat(all_ids, dim=1)
     read = read_nodes(student, nodes, all_ids, temperatures, targets, tolerance)
 
@@ -190,12 +185,12 @@ def _compare(
         return class_log_probs(read.scores, rest, all_ids, columns, temperature)
 
     divergences, values = iter(read.divergence.unbind(1)), []
-    for term, found, part in zip(terms, kept, columns):
+    for i, term in enumerate(terms):
         if term.classes == "full":
             value = next(divergences)
         elif term.classes == "topk":
-            log_p = log_probs(part, term.temperature)
-            value = topk_divergence(found[0], log_p, term.tail, student.shape[-1])
+            log_p = log_probs(columns[i], term.temperature)
+            value = topk_divergence(found[i], log_p, term.tail, student.shape[-1])
         else:
             teacher_nodes = nodes.later(-term.shift)
             log_q = term.teacher.collapsed(teacher_nodes, ids, term.temperature)
@@ -208,10 +203,6 @@ def _compare(
             )
         values.append(value * term.temperature**2)
     return log_probs(slice(0, 2), 1.0) if with_arcs else None, values
-
-
-def _asked(term: LatticeTerm, nodes: Nodes, blank: int) -> tuple:
-    return nodes.later(-term.shift), term.k, blank, term.temperature
 
 
 def _target(term: LatticeTerm) -> Target:
@@ -322,26 +313,6 @@ def as_teacher(teacher: Logits | Teacher) -> Teacher:
     if isinstance(teacher, (Tensor, FactoredLogits)):
         return OnlineTeacher([teacher])
     return teacher
-
-
-def reduce_sums(sums: Tensor, nodes: Tensor, reduction: str) -> Tensor:
-    """Reduce sums over nodes (B,).
-
-    Args:
-        nodes: (B, ...) bool, nodes that were summed.
-        reduction: "batch" sum / B, "node" sum / number of nodes (0 where there is
-            none), "none".
-
-    Raises:
-        ValueError: the reduction is unknown.
-    """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: {reduction!r} is not one of {REDUCTIONS}")
-    if reduction == "none":
-        return sums
-    return sums.sum() / (
-        len(sums) if reduction == "batch" else nodes.sum().clamp(min=1)
-    )
 
 
 def check_teacher_shape(student: Logits, teacher: object, same_frames: bool) -> None:

@@ -10,7 +10,6 @@ from espnet_kd.losses import (
     error_weights,
     essence_kd,
     full_lattice_kd,
-    gather_path,
     path_kd,
     posterior_weights,
     reduce_nodes,
@@ -22,6 +21,12 @@ from espnet_kd.losses.classes import full_kl, soften
 B, T, U, V, K = 3, 6, 4, 7, 3
 LOSSES = ["collapsed", "full", "path", "renormalize", "bucket"]
 GARBAGE = [float("nan"), float("inf"), -float("inf"), 1e9]
+
+
+def at_path(logits, path):
+    """Logits (B, N, V) at the nodes (t, u) of a path."""
+    t, u = path.unbind(-1)
+    return logits[torch.arange(len(path))[:, None], t, u]
 
 
 class Case:
@@ -127,10 +132,10 @@ def test_shift_is_the_rolled_student(shift):
         student_lengths=case.t,
         reduction="none",
     )
-    read = gather_path(case.student.roll(-shift, dims=1), path)
+    read = at_path(case.student.roll(-shift, dims=1), path)
     kept = torch.arange(path.shape[1]) < n[:, None]
     kept &= (path[..., 0] + shift < case.t[:, None]) & (path[..., 0] + shift >= 0)
-    q, p = gather_path(case.teacher, path).log_softmax(-1), read.log_softmax(-1)
+    q, p = at_path(case.teacher, path).log_softmax(-1), read.log_softmax(-1)
     expected = ((q.exp() * (q - p)).sum(-1) * kept).sum(1)
     torch.testing.assert_close(shifted, expected)
     by_node = path_kd(
@@ -457,8 +462,8 @@ def test_any_nodes_go_with_any_classes():
     """Path nodes x top-k with all classes is the full KL on the path."""
     case = Case("path")
     path, n, _ = best_path(case.teacher, case.labels, case.t, case.u)
-    targets = topk_targets(gather_path(case.teacher, path).log_softmax(-1), V)
-    losses = topk_kl(gather_path(case.student, path), *targets, "bucket")
+    targets = topk_targets(at_path(case.teacher, path).log_softmax(-1), V)
+    losses = topk_kl(at_path(case.student, path), *targets, "bucket")
     valid = torch.arange(path.shape[1]) < n[:, None]
     torch.testing.assert_close(
         reduce_nodes(losses, valid), case(case.student, case.teacher)
