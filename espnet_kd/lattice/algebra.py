@@ -206,7 +206,6 @@ def arcs_of(
     """The arcs of a batch of lattices; arguments as `total_score`."""
     choose_backend(backend, logits.device)  # a wrong name is refused before the work
     grid = make_grid(logits, labels, logit_lengths, label_lengths, blank)
-    check_alignable(grid, topology)
     grid = restrict(grid, ranges)
     nodes = nodes_of(grid.nodes)
     ids = arc_ids(grid, nodes, blank)

@@ -46,7 +46,9 @@ def class_log_probs(
         others = rest
     else:
         first = first_occurrences(ids)
-        outside = first & (ids.unsqueeze(2) != chosen.unsqueeze(1)).all(2)
+        outside = first
+        for id_ in chosen.unbind(1):
+            outside = outside & (ids != id_.unsqueeze(1))
         others = scores.masked_fill(~outside, LOG_ZERO)
         others = torch.cat([others, rest], dim=1).logsumexp(1, keepdim=True)
     masses = torch.cat([scores[:, columns], others], dim=1)

@@ -10,7 +10,8 @@ A `RowReader` gives the logits of some nodes at a time, and takes their gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Union
 
@@ -50,7 +51,7 @@ def nodes_of(mask: Tensor) -> Nodes:
     return Nodes(*mask.nonzero(as_tuple=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FactoredLogits:
     """A lattice's logits (B, T, U+1, V) that are never written out.
 
@@ -63,10 +64,10 @@ class FactoredLogits:
         weight: (V, J) of the output layer.
         bias: (V,), or None.
         activation: "tanh", "relu", "identity", or any elementwise function of a tensor
-            (a module of ESPnet's, say).
+            that neither works in place nor has parameters (a module of ESPnet's, say).
 
     Raises:
-        ValueError: shapes do not fit, or an unknown activation.
+        ValueError: shapes do not fit, an unknown activation, or one with parameters.
     """
 
     encoder: Tensor
@@ -87,6 +88,11 @@ class FactoredLogits:
             raise ValueError(
                 f"encoder, decoder, weight, bias: shapes {shapes} do not fit, expected "
                 "(B, T, J), (B, U+1, J), (V, J), (V,)"
+            )
+        if any(True for _ in getattr(self.activation, "parameters", tuple)()):
+            raise ValueError(
+                f"activation: {self.activation} has parameters, which would get no "
+                "gradient; pass dense logits"
             )
         if isinstance(self.activation, str) and self.activation not in ACTIVATIONS:
             raise ValueError(
@@ -111,7 +117,7 @@ class FactoredLogits:
         return 4
 
     def float(self) -> FactoredLogits:
-        """Itself: its logits are never less than float32."""
+        """Itself: what is read of it is never less than float32."""
         return self
 
     def upcast(self) -> FactoredLogits:
@@ -151,6 +157,10 @@ class DenseRows:
         self.logits = logits
         self.dtype = precision_of(logits)
         self.width = logits.shape[-1]  # numbers that a node takes while it is read
+        self.has_tf32 = False
+
+    def release(self) -> None:
+        """There is nothing to give up."""
 
     def read(self, nodes: Nodes) -> Tensor:
         """Logits (n, V) that the caller may overwrite."""
@@ -163,15 +173,21 @@ class DenseRows:
 
     def add_gradient(self, nodes: Nodes, gradient: Tensor) -> None:
         """Adds (n, V), of the nodes read last."""
-        index = (nodes.utterance, nodes.frame, nodes.row)
-        self.gradient.index_put_(index, gradient.to(self.logits.dtype), accumulate=True)
+        _, frames, rows, classes = self.logits.shape
+        index = (nodes.utterance * frames + nodes.frame) * rows + nodes.row
+        gradient = gradient.to(self.logits.dtype)
+        self.gradient.view(-1, classes).index_add_(0, index, gradient)
 
     def gradients(self) -> tuple[Tensor]:
         return (self.gradient,)
 
 
 class FactoredRows:
-    """Reads nodes of a joint network; one buffer holds the logits of a chunk."""
+    """Reads nodes of a joint network; one buffer holds the logits of a chunk.
+
+    On CUDA the products of half-precision factors (AMP) are made in TF32: its mantissa
+    is as long as that of float16, and float32 products cost several times as much.
+    """
 
     def __init__(self, logits: FactoredLogits) -> None:
         self.dtype = precision_of(*logits.tensors)
@@ -185,7 +201,10 @@ class FactoredRows:
         self.activate = logits.activate
         self.joint = weight.shape[1]
         self.width = len(weight) + 2 * self.joint
-        self.buffer = weight.new_empty(0)
+        self.has_tf32 = weight.is_cuda and any(
+            x in (torch.float16, torch.bfloat16) for x in self.given
+        )
+        self.release()
 
     def _indices(self, nodes: Nodes) -> tuple[Tensor, Tensor]:
         (_, frames, _), (_, rows, _) = self.shapes
@@ -207,6 +226,10 @@ class FactoredRows:
         return self.outputs.detach()
 
     wants_gradient = False
+
+    def release(self) -> None:
+        """Give up the memory of the chunk."""
+        self.buffer = self.weight.new_empty(0)
 
     def read(self, nodes: Nodes) -> Tensor:
         """Logits (n, V) that the caller may overwrite, and the next call does."""
@@ -253,3 +276,30 @@ def reader_of(logits: Logits) -> RowReader:
     if isinstance(logits, FactoredLogits):
         return FactoredRows(logits)
     return DenseRows(logits.detach())
+
+
+def tf32_setting() -> tuple[str, bool | str]:
+    """What of torch.backends.cuda.matmul allows TF32 products, and by which value.
+
+    torch 2.9 has another name for it, and does not want both to be used.
+    """
+    try:
+        _ = torch.backends.cuda.matmul.fp32_precision
+    except (AttributeError, AssertionError):
+        return "allow_tf32", True
+    return "fp32_precision", "tf32"
+
+
+@contextmanager
+def full_precision(reader: RowReader, device: torch.device) -> Iterator[None]:
+    """No autocast; TF32 products where the reader takes them."""
+    name, tf32 = tf32_setting()
+    before = getattr(torch.backends.cuda.matmul, name)
+    with torch.autocast(device.type, enabled=False):
+        if reader.has_tf32:
+            setattr(torch.backends.cuda.matmul, name, tf32)
+        try:
+            yield
+        finally:
+            if reader.has_tf32:
+                setattr(torch.backends.cuda.matmul, name, before)

@@ -19,10 +19,12 @@ from torch.autograd.function import once_differentiable
 
 from espnet_kd.lattice import triton_kernels
 from espnet_kd.lattice.factored import (
+    FactoredLogits,
     FactoredRows,
     Logits,
     Nodes,
     RowReader,
+    full_precision,
     reader_of,
     tensors_of,
 )
@@ -78,18 +80,18 @@ def read_nodes(
         temperatures: for which the rest is summed.
         targets: posteriors to compare with.
         tolerance: the backward pass leaves out nodes whose largest gradient is below
-            this fraction of the largest of all; 0 leaves out those without any.
+            this fraction of the largest of them; 0 leaves out those without any.
     """
     if ids is None:
         ids = nodes.row.new_empty(nodes.total, 0)
-    request = _Request(logits, nodes, ids, temperatures, targets, tolerance)
-    return Reading(*_Read.apply(request, *tensors_of(logits)))
+    request = _Request(temperatures, targets, tolerance)
+    activation = getattr(logits, "activation", None)
+    return Reading(*_Read.apply(request, activation, nodes, ids, *tensors_of(logits)))
 
 
 class _Request(NamedTuple):
-    logits: Logits
-    nodes: Nodes
-    ids: Tensor
+    """What is asked of the nodes; none of it is a tensor that autograd should know."""
+
     temperatures: Sequence[float]
     targets: Sequence[Target]
     tolerance: float
@@ -98,15 +100,13 @@ class _Request(NamedTuple):
         copies = len(self.temperatures) + 3 * len(self.targets)
         return chunks(nodes, reader.width * max(1, copies), nodes.row.device)
 
-    def is_fused(self, reader: RowReader) -> bool:
+    def is_fused(self, reader: RowReader, ids: Tensor) -> bool:
         """Whether the kernels for CUDA do what is asked; torch does everything."""
         return (
             isinstance(reader, FactoredRows)
             and not self.targets
-            and list(self.temperatures) == [1]
-            and triton_kernels.usable(
-                self.nodes.row.device, reader.dtype, self.ids.shape[1]
-            )
+            and len(self.temperatures) == 1
+            and triton_kernels.usable(ids.device, reader.dtype, ids.shape[1])
         )
 
     def logits_of(self, nodes: Nodes, reader: RowReader) -> Tensor:
@@ -126,76 +126,104 @@ class _Request(NamedTuple):
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, request: _Request, *tensors: Tensor):
-        ctx.request = request
-        reader = reader_of(request.logits)
+    def forward(ctx, request: _Request, activation, nodes, ids, *tensors):
+        reader = reader_of(_lattice(tensors, activation))
         like = tensors[0].new_empty(0, dtype=reader.dtype)
-        count = request.nodes.total
+        count = nodes.total
         out = Reading(
-            like.new_empty(count, request.ids.shape[1]),
+            like.new_empty(count, ids.shape[1]),
             like.new_empty(count, len(request.temperatures)),
             like.new_empty(count, len(request.targets)),
         )
-        with torch.autocast(like.device.type, enabled=False):
-            if request.is_fused(reader):
-                _read_fused(reader, request, out)
+        with full_precision(reader, like.device):
+            if request.is_fused(reader, ids):
+                _read_fused(reader, request, nodes, ids, out)
             else:
-                for part, nodes in request.chunks(request.nodes, reader):
-                    _read(request.logits_of(nodes, reader), request, part, nodes, out)
-        ctx.save_for_backward(out.rest)
+                for part, some in request.chunks(nodes, reader):
+                    logits = request.logits_of(some, reader)
+                    _read(logits, request, some, ids[part], Reading(*_rows(out, part)))
+        ctx.request, ctx.activation = request, activation
+        ctx.save_for_backward(out.rest, ids, *nodes, *tensors)
         return tuple(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients: Tensor):
-        request, (rest,) = ctx.request, ctx.saved_tensors
-        nodes, ids = request.nodes, request.ids
+        request, (rest, ids, *saved) = ctx.request, ctx.saved_tensors
+        nodes, tensors = Nodes(*saved[:3]), saved[3:]
         keep = _nodes_with_gradient(gradients, request.tolerance)
         if keep is not None:
             nodes, ids, rest = nodes.take(keep), ids[keep], rest[keep]
-            gradients = tuple(x[keep] for x in gradients)
-        reader = reader_of(request.logits)
+            gradients = _rows(gradients, keep)
+        reader = reader_of(_lattice(tensors, ctx.activation))
         reader.start_gradient()
-        with torch.autocast(rest.device.type, enabled=False):
+        with full_precision(reader, rest.device):
             for part, some in request.chunks(nodes, reader):
-                logits = request.logits_of(some, reader)
-                given = Reading(*(x[part] for x in gradients))
-                if request.is_fused(reader):
-                    triton_kernels.rest_gradient_(
-                        logits, ids[part], rest[part, 0], given.rest[:, 0], given.scores
+                given = Reading(*_rows(gradients, part))
+                if request.is_fused(reader, ids):
+                    logits = _gradient_fused(
+                        reader.read(some), request, ids[part], rest[part], given
                     )
                 else:
+                    logits = request.logits_of(some, reader)
                     logits = _gradient(
                         logits, request, some, ids[part], rest[part], given
                     )
                 reader.add_gradient(some, logits)
-        return None, *reader.gradients()
+        return None, None, None, None, *reader.gradients()
 
 
-def _read_fused(reader: FactoredRows, request: _Request, out: Reading) -> None:
+def _lattice(tensors: Sequence[Tensor | None], activation) -> Logits:
+    """What the tensors of `read_nodes` are; only a dense lattice has no activation."""
+    if activation is None:
+        return tensors[0]
+    return FactoredLogits(*tensors, activation)
+
+
+def _rows(tensors: Sequence[Tensor], index: slice | Tensor) -> tuple[Tensor, ...]:
+    return tuple(x[index] for x in tensors)
+
+
+def _read_fused(
+    reader: FactoredRows, request: _Request, nodes: Nodes, ids: Tensor, out: Reading
+) -> None:
     """All nodes, without a logit in memory."""
-    for part, nodes in chunks(request.nodes, 2 * reader.joint, request.ids.device):
+    for part, some in chunks(nodes, 2 * reader.joint, ids.device):
         out.scores[part], out.rest[part, 0] = triton_kernels.linear_scores(
-            reader.hidden(nodes), reader.weight, reader.bias, request.ids[part]
+            reader.hidden(some),
+            reader.weight,
+            reader.bias,
+            ids[part],
+            1 / request.temperatures[0],
         )
 
 
+def _gradient_fused(
+    logits: Tensor, request: _Request, ids: Tensor, rest: Tensor, gradients: Reading
+) -> Tensor:
+    """Gradient (n, V) to the logits of one chunk, which it overwrites."""
+    scale = 1 / request.temperatures[0]
+    triton_kernels.rest_gradient_(
+        logits, ids, rest[:, 0], gradients.rest[:, 0] * scale, gradients.scores, scale
+    )
+    return logits
+
+
 def _read(
-    logits: Tensor, request: _Request, part: slice, nodes: Nodes, out: Reading
+    logits: Tensor, request: _Request, nodes: Nodes, ids: Tensor, out: Reading
 ) -> None:
     """One chunk; overwrites its logits (n, V)."""
-    ids = request.ids[part]
-    torch.gather(logits, 1, ids, out=out.scores[part])
+    torch.gather(logits, 1, ids, out=out.scores)
     for column, target in enumerate(request.targets):
         log_q = target.log_probs(nodes).clamp(min=LOG_ZERO)
         log_p = (logits / target.temperature).log_softmax(1).clamp(min=LOG_ZERO)
-        out.divergence[part, column] = (log_q.exp() * (log_q - log_p)).sum(1)
+        out.divergence[:, column] = (log_q.exp() * (log_q - log_p)).sum(1)
     if request.temperatures:
         logits.scatter_(1, ids, -torch.inf)
     for column, _, scaled in _by_temperature(logits, request.temperatures):
         top = scaled.amax(1, keepdim=True).clamp(min=LOG_ZERO)
         sums = scaled.sub_(top).exp_().sum(1)
-        out.rest[part, column] = sums.log_().add_(top.squeeze(1))
+        out.rest[:, column] = sums.log_().add_(top.squeeze(1))
 
 
 def _gradient(
@@ -244,5 +272,7 @@ def _nodes_with_gradient(
 ) -> Tensor | None:
     """Indices of the nodes that the backward pass visits; None for all."""
     largest = torch.cat([x.abs() for x in gradients], dim=1).amax(1)
-    keep = largest > tolerance * largest.max() if len(largest) else largest > 0
+    most = largest.max() if len(largest) else largest.new_zeros(())
+    # Written so that a gradient that is no number goes on to who looks for it.
+    keep = ~(largest <= tolerance * most)
     return None if keep.all() else keep.nonzero().squeeze(1)

@@ -19,9 +19,14 @@ import warnings
 import torch
 from torch import Tensor
 
+from espnet_kd.lattice.factored import tf32_setting
+
 try:
     import triton
     import triton.language as tl
+
+    if int(triton.__version__.split(".")[0]) < 3:
+        triton = None
 except Exception:  # absent, or an installation that breaks while it is imported
     triton = None
 
@@ -36,25 +41,30 @@ def usable(device: torch.device, dtype: torch.dtype, kept: int) -> bool:
     """Whether both kernels run on `device` for `dtype` and `kept` classes a node.
 
     That is: Triton 3, a CUDA device of compute capability 8.0 on which a kernel can be
-    built (Triton needs a C compiler), float32, bfloat16 or float16, and K <= MAX_KEPT.
+    built (Triton needs a C compiler), bfloat16, float16, or float32 that is multiplied
+    in TF32 (without tensor cores cuBLAS is as fast), and K <= MAX_KEPT.
     """
     if triton is None or dtype not in DTYPES or not 1 <= kept <= MAX_KEPT:
         return False
     if INTERPRETED:
         return device.type == "cpu"
+    if dtype == torch.float32 and _precision() != "tf32":
+        return False
     return device.type == "cuda" and _launches(device)
 
 
 @functools.lru_cache(maxsize=None)
 def _launches(device: torch.device) -> bool:
     """Whether the device is fit for the kernels, tried once with a tiny one."""
-    if torch.version.cuda is None or int(triton.__version__.split(".")[0]) < 3:
+    if torch.version.cuda is None:
         return False
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     row = torch.zeros(1, 16, device=device)
+    first = row[:, :1].long()
     try:
-        rest_gradient_(row, row[:, :1].long(), row[:, 0], row[:, 0], row[:, :1])
+        linear_scores(row, row, None, first)
+        rest_gradient_(row, first, row[:, 0], row[:, 0], row[:, :1])
         torch.cuda.synchronize(device)
     except Exception as error:
         warnings.warn(f"Triton kernels are off, torch is used: {error}", stacklevel=3)
@@ -159,10 +169,8 @@ def rest_gradient_(
 
 def _precision() -> str:
     """How float32 is multiplied: as torch multiplies it."""
-    matmul = torch.backends.cuda.matmul
-    setting = getattr(matmul, "fp32_precision", None)  # torch >= 2.9 names it
-    allowed = matmul.allow_tf32 if setting is None else setting == "tf32"
-    return "tf32" if allowed else "ieee"
+    name, tf32 = tf32_setting()
+    return "tf32" if getattr(torch.backends.cuda.matmul, name) == tf32 else "ieee"
 
 
 def _rest_configs() -> list:

@@ -10,6 +10,7 @@ from espnet_kd.losses.nodes import reduce_sums
 from espnet_kd.losses.transducer import (
     LatticeTerm,
     as_teacher,
+    check_frames,
     check_teacher_shape,
     lattice_losses,
     path_nodes,
@@ -59,6 +60,7 @@ def path_kd(
     label_lengths = path_lengths.new_full((batch,), rows - 1)
     grid = make_grid(student, no_labels, student_lengths, label_lengths)
     nodes = path_nodes(path, path_lengths, grid, shift)
+    check_frames(teacher, nodes, shift)
     term = LatticeTerm(as_teacher(teacher), nodes, "full", temperature, shift=shift)
     _, (sums,) = lattice_losses(student, grid, [term], with_transducer=False)
     return reduce_sums(sums, nodes, reduction)

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from espnet_kd.lattice.classes import class_log_probs
-from espnet_kd.lattice.factored import FactoredLogits, Logits, Nodes, reader_of
+from espnet_kd.lattice.factored import (
+    FactoredLogits,
+    Logits,
+    Nodes,
+    full_precision,
+    reader_of,
+)
 from espnet_kd.lattice.nodes import LOG_ZERO, upcast
 from espnet_kd.lattice.reading import chunks, read_nodes
 from espnet_kd.losses.classes import log_complement, soften
@@ -65,10 +71,12 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def log_probs(self, nodes: Nodes, temperature: float) -> Tensor:
-        with torch.autocast(nodes.row.device.type, enabled=False):
-            return self._mean(
-                [soften(each.read(nodes), temperature) for each in self.readers]
-            )
+        said = []
+        for reader in self.readers:
+            with full_precision(reader, nodes.row.device):
+                said.append(soften(reader.read(nodes), temperature))
+            reader.release()  # the graph of a loss may hold the teacher for long
+        return self._mean(said)
 
     @torch.no_grad()
     def topk(
@@ -133,7 +141,8 @@ class StoredLattice(NamedTuple):
                 f"temperature: {temperature}, but the stored lattices were made at "
                 "temperature 1, from which the others cannot be softened"
             )
-        kept = torch.stack([upcast(x[tuple(nodes)]) for x in self._label_first()], 1)
+        label_first = (x.to(ids.device) for x in (self.label, self.blank))
+        kept = torch.stack([upcast(x[tuple(nodes)]) for x in label_first], 1)
         # Where no label leaves a node its id is blank's.
         has_label = ids[:, 0] != ids[:, 1]
         counted = torch.stack([has_label, torch.ones_like(has_label)], dim=1)
@@ -141,9 +150,6 @@ class StoredLattice(NamedTuple):
         # rounding of what was stored may have taken the sum above one
         others = log_complement(mass).clamp(min=LOG_ZERO)
         return torch.cat([kept - mass.clamp(min=0), others], dim=1)
-
-    def _label_first(self) -> tuple[Tensor, Tensor]:
-        return self.label, self.blank
 
 
 class StoredPath(NamedTuple):
@@ -159,13 +165,21 @@ class StoredPath(NamedTuple):
 class PathTeacher:
     """Answers from a `StoredPath`, at the nodes of its path (B, N, 2) only."""
 
-    def __init__(self, stored: StoredPath, path: Tensor, path_lengths: Tensor) -> None:
-        if stored.ids.shape[:2] != path.shape[:2]:
+    def __init__(
+        self,
+        stored: StoredPath,
+        path: Tensor,
+        path_lengths: Tensor,
+        device: torch.device,
+    ) -> None:
+        shapes = [tuple(x.shape) for x in stored]
+        if shapes[0] != shapes[1] or shapes[0][:2] != tuple(path.shape[:2]):
             raise ValueError(
-                f"teacher: stored ids of shape {tuple(stored.ids.shape)} do not fit a "
-                f"path of shape {tuple(path.shape)}, expected (B, N, K)"
+                f"teacher: stored log_probs and ids of shapes {shapes} do not fit a "
+                f"path of shape {tuple(path.shape)}, expected (B, N, K) twice"
             )
-        self.stored = stored
+        self.stored = StoredPath(*(x.to(device) for x in stored))
+        path = path.to(device)
         utterance, step = path_mask(path, path_lengths).nonzero(as_tuple=True)
         frame, row = path[utterance, step].unbind(-1)
         shape = (len(path), *(int(x.max()) + 1 if len(x) else 1 for x in (frame, row)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.algebra import arc_ids, check_alignable, make_arcs, restrict
+from espnet_kd.lattice.algebra import arc_ids, make_arcs, restrict
 from espnet_kd.lattice.classes import class_log_probs
 from espnet_kd.lattice.factored import (
     FactoredLogits,
@@ -97,26 +97,27 @@ def lattice_losses(
         topology: of the transducer loss, "regular" or "modified".
         backend: of the transducer loss, "k2", "torch" or None.
         tolerance: the backward pass leaves out nodes whose largest gradient is below
-            this fraction of the largest of all; 0 is exact.
+            this fraction of the largest of those read together; 0 is exact.
 
     Returns:
         (B,) -log P(labels), or None; a (B,) tensor for each term.
     """
-    if with_transducer:
-        check_alignable(grid, topology)
     if isinstance(student, FactoredLogits):
         student = student.upcast()  # so that gradients are rounded once, at the end
     used = [term.nodes.long() << i for i, term in enumerate(terms)]
     if with_transducer:
         used.append(grid.nodes.long() << len(terms))
+    if not used:
+        return None, []
     signature = sum(used)
     dtype = precision_of(*tensors_of(student))
-    zeros = grid.nodes.new_zeros(len(grid.nodes), dtype=dtype)
-    sums = [zeros] * len(terms)
+    zeros = torch.zeros_like(grid.nodes, dtype=dtype)
+    sums = [zeros[:, 0, 0]] * len(terms)
     arcs = []
     # Nodes of which the same is asked are read together. What is asked of no node is
     # read of none, so that each loss has a gradient.
-    asked = [value for value in signature.unique().tolist() if value]
+    counts = torch.bincount(signature.flatten(), minlength=1 << len(used)).tolist()
+    asked = [value for value, count in enumerate(counts) if value and count]
     asked += [1 << i for i in range(len(used)) if not any(v >> i & 1 for v in asked)]
     for value in asked:
         nodes = nodes_of(signature == value)
@@ -136,8 +137,9 @@ def lattice_losses(
             arcs.append((nodes, log_probs))
         for i, each in zip(chosen, values):
             if terms[i].weights is not None:
-                each = each * terms[i].weights[tuple(nodes)].to(each.dtype)
-            sums[i] = sums[i].index_add(0, nodes.utterance, each)
+                weights = terms[i].weights.to(each.device)
+                each = each * weights[tuple(nodes)].to(each.dtype)
+            sums[i] = sums[i] + zeros.index_put(tuple(nodes), each).flatten(1).sum(1)
     if not with_transducer:
         return None, sums
     nodes = Nodes(*(torch.cat(x) for x in zip(*(nodes for nodes, _ in arcs))))
@@ -256,12 +258,13 @@ def windowed_losses(
         unread = value.new_full((nodes.total,), torch.inf)
         least.append(unread.index_put((inside,), value))
     least = torch.stack(least).min(0).values
-    found = least.isfinite().nonzero().squeeze(1)
+    found = (least != torch.inf).nonzero().squeeze(1)
     least, nodes = least[found], nodes.take(found)
     if term.weights is not None:
         least = least * term.weights[tuple(nodes)].to(least.dtype)
-    zeros = least.new_zeros(len(grid.nodes))
-    return zeros.index_add(0, nodes.utterance, least), found.new_tensor(len(found))
+    values = torch.zeros_like(grid.nodes, dtype=least.dtype)
+    values = values.index_put(tuple(nodes), least)
+    return values.flatten(1).sum(1), found.new_tensor(len(found))
 
 
 def path_nodes(
@@ -270,7 +273,7 @@ def path_nodes(
     """Nodes (B, T, U+1) bool at which the student is read for a path.
 
     Args:
-        path: (B, N, 2) int64 (t, u), or several paths (B, P, N, 2).
+        path: (B, N, 2) int64 (t, u).
         path_lengths: (B,) nodes.
         grid: the student's lattices.
         shift: in encoder frames.
@@ -315,18 +318,43 @@ def as_teacher(teacher: Logits | Teacher) -> Teacher:
     return teacher
 
 
+def _frames_of(teacher: object) -> tuple[int, ...] | None:
+    """(B, T, U+1) or (B, T, U+1, V) of a teacher's lattice, None where it has none."""
+    if isinstance(teacher, (Tensor, FactoredLogits)):
+        return tuple(teacher.shape)
+    return tuple(teacher.blank.shape) if isinstance(teacher, StoredLattice) else None
+
+
 def check_teacher_shape(student: Logits, teacher: object, same_frames: bool) -> None:
     """ValueError where a teacher's lattice does not fit the student's."""
-    if not isinstance(teacher, (Tensor, FactoredLogits)):
+    given = _frames_of(teacher)
+    if given is None:
         return
-    given, wanted = list(teacher.shape), list(student.shape)
-    if not same_frames and len(given) == 4:
-        given[1] = wanted[1]
-    if given != wanted:
+    wanted = tuple(student.shape[: max(3, len(given))])
+    is_equal = given == wanted
+    if not same_frames:
+        is_equal = given[:1] + given[2:] == wanted[:1] + wanted[2:]
+    if not is_equal:
         raise ValueError(
-            f"teacher: shape {tuple(teacher.shape)} differs from the shape "
-            f"{tuple(student.shape)} of student"
-            + ("" if same_frames else " in more than the number of frames")
+            f"teacher: shape {given} differs from the shape {tuple(student.shape)} of "
+            "student" + ("" if same_frames else " in more than the number of frames")
+        )
+
+
+def check_frames(teacher: object, nodes: Tensor, shift: int) -> None:
+    """ValueError where a teacher lacks frames that it is asked about.
+
+    Args:
+        nodes: (B, T, U+1) bool, of the student; the teacher's are ``shift`` earlier.
+    """
+    given = _frames_of(teacher)
+    if given is None or given[1] >= nodes.shape[1] - shift:
+        return
+    frame = nodes.any(2).any(0).nonzero()
+    if len(frame) and int(frame.max()) - shift >= given[1]:
+        raise ValueError(
+            f"teacher: has {given[1]} frames, but frame {int(frame.max()) - shift} is "
+            "compared; cut logit_lengths, or the path, to the frames of both"
         )
 
 
@@ -366,7 +394,7 @@ def transducer_kd(
         logit_lengths: (B,) encoder frames of the student.
         label_lengths: (B,) labels.
         path: (B, N, 2) int64 (t, u) in the teacher's frames, as `best_path` gives it.
-        path_lengths: (B,) nodes; default T_b + U_b.
+        path_lengths: (B,) nodes; default T_b + U_b, in the modified topology T_b.
         ranges: (B, T, S), the band of the transducer loss and of a KD without a path.
         classes: "full", "topk" or "collapsed".
         temperature: divides the logits of both sides; KD is multiplied by its square.
@@ -383,7 +411,7 @@ def transducer_kd(
             (B,) sums; of the transducer loss the mean over B, or (B,) for "none".
         backend: of the transducer loss, "k2", "torch" or None.
         tolerance: the backward pass leaves out nodes whose largest gradient is below
-            this fraction of the largest of all; 0 is exact.
+            this fraction of the largest of those read together; 0 is exact.
 
     Returns:
         transducer loss, KD loss.
@@ -399,10 +427,11 @@ def transducer_kd(
         nodes = later(grid.nodes, shift, grid.nodes.shape[1]) & grid.nodes
     else:
         if path_lengths is None:
-            path_lengths = grid.frames + grid.symbols
+            path_lengths = grid.frames + grid.symbols * (topology == "regular")
         nodes = path_nodes(path, path_lengths, grid, shift)
         if isinstance(teacher, StoredPath):
-            teacher = PathTeacher(teacher, path, path_lengths)
+            teacher = PathTeacher(teacher, path, path_lengths, nodes.device)
+    check_frames(teacher, nodes, shift)
     term = LatticeTerm(
         as_teacher(teacher),
         nodes,
