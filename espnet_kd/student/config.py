@@ -13,7 +13,7 @@ NODES = ("frames", "tokens", "lattice", "band", "path", "sequence")
 CLASSES = ("full", "topk", "collapsed")
 # Fields that mean something only at some nodes, and these nodes.
 ONLY_AT = {
-    "shift": ("path",),
+    "shift": ("lattice", "band", "path"),
     "window": ("path",),
     "paths": ("path",),
     "num_paths": ("path",),
@@ -50,8 +50,8 @@ class LossConf:
         k: classes kept by `topk`.
         tail: what `topk` does with the other classes: `bucket` (one class for all of
             them) or `renormalize` (the kept ones are made to sum to one).
-        shift: encoder frames by which the student may be later than the teacher
-            (streaming students; path).
+        shift: encoder frames by which the student is later than the teacher (streaming
+            students; lattice, band and path).
         window: shifts that are tried at each node of a path, from shift - window + 1 to
             shift; the smallest loss counts. 1 is `shift` alone.
         width: rows of a band at each frame.

@@ -13,7 +13,7 @@ from espnet_kd.lattice.nodes import Grid
 from espnet_kd.lattice.paths import best_of, nbest_of, sample_of
 from espnet_kd.lattice.pruning import prune_ranges
 from espnet_kd.losses import LatticeTerm, OnlineTeacher
-from espnet_kd.losses.transducer import path_nodes
+from espnet_kd.losses.transducer import later, path_nodes
 from espnet_kd.student.config import LossConf
 
 
@@ -101,12 +101,15 @@ def lattice_term(
         shift = loss.shift if loss.window == 1 else 0
         nodes, weights = _path_weights(*teacher.paths(loss), grid, shift)
     else:
-        if loss.nodes == "band":
-            ranges = teacher.ranges(loss.width) if ranges is None else ranges
-            grid = restrict(grid, ranges)
-        nodes = grid.nodes
+        own = of_teacher = grid.nodes
+        if loss.nodes == "band" and ranges is not None:
+            own = restrict(grid, ranges).nodes
+        elif loss.nodes == "band":
+            of_teacher = restrict(grid, teacher.ranges(loss.width)).nodes
+        frames = own.size(1)
+        nodes = own & later(of_teacher, loss.shift, frames)
         if loss.weighting == "occupancy":
-            weights = teacher.occupancies.sum(-1)
+            weights = later(teacher.occupancies.sum(-1), loss.shift, frames)
     return LatticeTerm(
         teacher=teacher,
         nodes=nodes,

@@ -55,27 +55,33 @@ def distinct_rows(speech: Tensor, lengths: Tensor) -> Rows:
 
     Returns:
         Rows such that speech[first][index] equals speech up to the lengths. Waits for
-        the device once, for M.
+        the device once, and once more where rows may be equal.
     """
     lengths = lengths.to(speech.device)
     itself = torch.arange(len(speech), device=speech.device)
-    valid = length_mask(lengths, speech.size(1))
-    samples = speech.masked_fill(
-        ~valid.view(*valid.shape, *(1,) * (speech.dim() - 2)), 0
-    )
-    samples = samples.flatten(1)
     # Comparing all pairs of rows would cost B times as much: a few samples name one
     # candidate for each row, which is then compared sample by sample.
-    step = -(-samples.size(1) // PROBES) or 1
-    probes = torch.cat([samples[:, ::step], lengths.to(samples).unsqueeze(1)], dim=1)
+    step = -(-speech.size(1) // PROBES) or 1
+    valid = length_mask(lengths, speech.size(1))
+    probes = _masked(speech[:, ::step], valid[:, ::step])
+    probes = torch.cat([probes, lengths.to(probes).unsqueeze(1)], dim=1)
     alike = (probes.unsqueeze(0) == probes.unsqueeze(1)).all(-1)
     candidate = alike.long().argmax(1)
+    if torch.equal(candidate, itself):
+        return Rows(itself, itself)
+    samples = _masked(speech, valid)
     is_same = (samples == samples[candidate]).all(1)
     is_same &= lengths == lengths[candidate]
     leader = torch.where(is_same, candidate, itself)
     is_first = leader == itself
     first = is_first.nonzero().squeeze(1)
     return Rows(first, (is_first.cumsum(0) - 1)[leader])
+
+
+def _masked(speech: Tensor, valid: Tensor) -> Tensor:
+    """(B, S) or (B, S, channels) -> (B, ...), zero in the padding."""
+    valid = valid.view(*valid.shape, *(1,) * (speech.dim() - 2))
+    return speech.masked_fill(~valid, 0).flatten(1)
 
 
 def lists_of_rows(index: Tensor) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,7 @@ BAD_LOSSES = {
     r"k: 2.5 is not a whole number": dict(k=2.5),
     r"tail: 'rest' is none of .*'bucket'": dict(tail="rest"),
     r"shift: -1 must be at least 0": dict(shift=-1),
-    r"shift: 1 is only for nodes: path, not 'frames'; leave shift out": dict(
+    r"shift: 1 is only for nodes: lattice, band or path, not 'frames'; leave": dict(
         nodes="frames", shift=1
     ),
     r"window: 0 must be at least 1": dict(window=0),
