@@ -18,6 +18,7 @@ from typing import NamedTuple, Union
 import torch
 from torch import Tensor
 
+HALF = (torch.float16, torch.bfloat16)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": torch.relu,
@@ -65,6 +66,7 @@ class FactoredLogits:
         bias: (V,), or None.
         activation: "tanh", "relu", "identity", or any elementwise function of a tensor
             that neither works in place nor has parameters (a module of ESPnet's, say).
+        is_half: the tensors were of half precision; see `FactoredRows`.
 
     Raises:
         ValueError: shapes do not fit, an unknown activation, or one with parameters.
@@ -75,6 +77,7 @@ class FactoredLogits:
     weight: Tensor
     bias: Tensor | None = None
     activation: str | Callable[[Tensor], Tensor] = "tanh"
+    is_half: bool = False
 
     def __post_init__(self) -> None:
         encoder, decoder, weight = self.encoder, self.decoder, self.weight
@@ -124,7 +127,8 @@ class FactoredLogits:
         """With tensors of float32, or of float64 where one of them is."""
         dtype = precision_of(*self.tensors)
         tensors = (None if x is None else x.to(dtype) for x in self.tensors)
-        return FactoredLogits(*tensors, self.activation)
+        is_half = any(x is not None and x.dtype in HALF for x in self.tensors)
+        return FactoredLogits(*tensors, self.activation, self.is_half or is_half)
 
     def activate(self, x: Tensor) -> Tensor:
         act = self.activation
@@ -191,6 +195,7 @@ class FactoredRows:
 
     def __init__(self, logits: FactoredLogits) -> None:
         self.dtype = precision_of(*logits.tensors)
+        self.has_tf32 = logits.device.type == "cuda" and logits.upcast().is_half
         self.given = [None if x is None else x.dtype for x in logits.tensors]
         encoder, decoder, weight, bias = (
             None if x is None else x.detach().to(self.dtype) for x in logits.tensors
@@ -201,9 +206,6 @@ class FactoredRows:
         self.activate = logits.activate
         self.joint = weight.shape[1]
         self.width = len(weight) + 2 * self.joint
-        self.has_tf32 = weight.is_cuda and any(
-            x in (torch.float16, torch.bfloat16) for x in self.given
-        )
         self.release()
 
     def _indices(self, nodes: Nodes) -> tuple[Tensor, Tensor]:

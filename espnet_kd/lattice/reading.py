@@ -85,8 +85,10 @@ def read_nodes(
     if ids is None:
         ids = nodes.row.new_empty(nodes.total, 0)
     request = _Request(temperatures, targets, tolerance)
-    activation = getattr(logits, "activation", None)
-    return Reading(*_Read.apply(request, activation, nodes, ids, *tensors_of(logits)))
+    form = None
+    if isinstance(logits, FactoredLogits):
+        form = (logits.activation, logits.is_half)
+    return Reading(*_Read.apply(request, form, nodes, ids, *tensors_of(logits)))
 
 
 class _Request(NamedTuple):
@@ -126,8 +128,8 @@ class _Request(NamedTuple):
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, request: _Request, activation, nodes, ids, *tensors):
-        reader = reader_of(_lattice(tensors, activation))
+    def forward(ctx, request: _Request, form, nodes: Nodes, ids, *tensors):
+        reader = reader_of(_lattice(tensors, form))
         like = tensors[0].new_empty(0, dtype=reader.dtype)
         count = nodes.total
         out = Reading(
@@ -142,7 +144,7 @@ class _Read(torch.autograd.Function):
                 for part, some in request.chunks(nodes, reader):
                     logits = request.logits_of(some, reader)
                     _read(logits, request, some, ids[part], Reading(*_rows(out, part)))
-        ctx.request, ctx.activation = request, activation
+        ctx.request, ctx.form = request, form
         ctx.save_for_backward(out.rest, ids, *nodes, *tensors)
         return tuple(out)
 
@@ -155,7 +157,7 @@ class _Read(torch.autograd.Function):
         if keep is not None:
             nodes, ids, rest = nodes.take(keep), ids[keep], rest[keep]
             gradients = _rows(gradients, keep)
-        reader = reader_of(_lattice(tensors, ctx.activation))
+        reader = reader_of(_lattice(tensors, ctx.form))
         reader.start_gradient()
         with full_precision(reader, rest.device):
             for part, some in request.chunks(nodes, reader):
@@ -173,11 +175,9 @@ class _Read(torch.autograd.Function):
         return None, None, None, None, *reader.gradients()
 
 
-def _lattice(tensors: Sequence[Tensor | None], activation) -> Logits:
-    """What the tensors of `read_nodes` are; only a dense lattice has no activation."""
-    if activation is None:
-        return tensors[0]
-    return FactoredLogits(*tensors, activation)
+def _lattice(tensors: Sequence[Tensor | None], form: tuple | None) -> Logits:
+    """The lattice that `read_nodes` was given, from its tensors; None: a dense one."""
+    return tensors[0] if form is None else FactoredLogits(*tensors, *form)
 
 
 def _rows(tensors: Sequence[Tensor], index: slice | Tensor) -> tuple[Tensor, ...]:

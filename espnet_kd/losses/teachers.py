@@ -114,7 +114,7 @@ def _detached(logits: Logits) -> Logits:
     if not isinstance(logits, FactoredLogits):
         return logits.detach()
     tensors = (None if x is None else x.detach() for x in logits.tensors)
-    return FactoredLogits(*tensors, logits.activation)
+    return FactoredLogits(*tensors, logits.activation, logits.is_half)
 
 
 class StoredLattice(NamedTuple):

@@ -116,8 +116,7 @@ def lattice_losses(
     arcs = []
     # Nodes of which the same is asked are read together. What is asked of no node is
     # read of none, so that each loss has a gradient.
-    counts = torch.bincount(signature.flatten(), minlength=1 << len(used)).tolist()
-    asked = [value for value, count in enumerate(counts) if value and count]
+    asked = [value for value in signature.unique().tolist() if value]
     asked += [1 << i for i in range(len(used)) if not any(v >> i & 1 for v in asked)]
     for value in asked:
         nodes = nodes_of(signature == value)

@@ -100,7 +100,8 @@ class LossConf:
         _schedulable(self, "weight", minimum=0)
         _schedulable(self, "temperature", above=0)
         integer("shift", self.shift, minimum=0)
-        for name in ("k", "window", "width", "num_paths"):
+        integer("width", self.width, minimum=2)
+        for name in ("k", "window", "num_paths"):
             integer(name, getattr(self, name), minimum=1)
         self._check_fit(names)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Callable, Sequence
@@ -28,7 +29,10 @@ from espnet_kd.student.lattice import LatticeTeacher, lattice_term
 from espnet_kd.student.outputs import Frames, Lattice, Outputs, Tokens, grid_of
 from espnet_kd.student.rates import slow_down
 from espnet_kd.student.sharing import Rows, lists_of_rows
-from espnet_kd.teacher.soft import Encoded, SoftTeacher
+from espnet_kd.teacher.soft import Encoded, SoftTeacher, nodes_of
+
+# Nodes by which log P of a label sequence is known; the first that all models have.
+SCORED = ("lattice", "frames", "tokens")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Distillation:
         self.strides = strides
         self.symbols = symbols
         self.names = stats_names(conf.losses)
+        self.of_teachers = set.intersection(*map(nodes_of, teacher.models))
 
     def __call__(self, batch: BatchKD) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the KD losses of a batch, and each of them by its name.
@@ -109,6 +114,7 @@ class BatchKD:
         self.speech = speech
         self.speech_lengths = speech_lengths
         self.rows = rows
+        self.autocast = _cuda_autocast(speech.device)
         self.of_lattice: dict[LossConf, tuple[Tensor, Tensor]] | None = None
         self.transducer: Tensor | None = None  # (B,), once the lattice was read for it
 
@@ -117,7 +123,9 @@ class BatchKD:
         """Each teacher's encoder output and frames."""
         rows = self.rows()
         distinct = rows.take(self.speech, self.speech_lengths)
-        return rows.expand(self.kd.teacher.encode(*distinct))
+        # KD is computed in full precision; encoding, the dear part, as by the student.
+        with torch.autocast(self.speech.device.type, **self.autocast):
+            return rows.expand(self.kd.teacher.encode(*distinct))
 
     @cached_property
     def slowed(self) -> list[Encoded]:
@@ -168,6 +176,12 @@ class BatchKD:
         """Of each list of hypotheses, (M,); the losses are not weighted again."""
         student, teacher = self._sequence_scores
         rows, lengths = lists_of_rows(self.rows().index)
+        if rows.size(1) == 1 and loss.distance == "kl":
+            logging.warning(
+                "nodes: sequence: no two hypotheses of this batch have the same audio, "
+                "so that they say nothing; make the KD set with --nbest above 1 and "
+                "keep the hypotheses of an utterance in one batch"
+            )
         sums = full_sum_kd(
             student[rows],
             teacher[rows],
@@ -183,11 +197,16 @@ class BatchKD:
     def _sequence_scores(self) -> tuple[Tensor, Tensor]:
         """log P(labels) (B,) of each entry, by the student and by its teachers."""
         outputs, teacher = self.outputs, self.kd.teacher
-        if outputs.lattice is not None:
+        scored = next(
+            nodes
+            for nodes in SCORED
+            if nodes in self.kd.of_teachers and getattr(outputs, nodes) is not None
+        )
+        if scored == "lattice":
             if self.transducer is None:
                 self.transducer = -lattice_score(outputs.lattice, self.kd.symbols.blank)
             return -self.transducer, self.teacher_lattice.arcs.total()
-        if outputs.frames is not None:
+        if scored == "frames":
             blank, (_, lengths) = self.kd.symbols.blank, self.slowed[0]
             logits = teacher.mean(teacher.frames(self.slowed), 1.0)
             lengths = torch.minimum(lengths, self.teacher_frames)
@@ -311,6 +330,14 @@ def _sequence_kd(
     k = min(loss.k, log_probs.size(-1))
     targets = topk_targets(log_probs, k, keep=keep)
     return essence_kd(student, *targets, lengths, tail=loss.tail, **options)
+
+
+def _cuda_autocast(device: torch.device) -> dict:
+    """Arguments of torch.autocast for what holds now on CUDA; off elsewhere."""
+    if device.type != "cuda":
+        return {"enabled": False}
+    is_on, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return {"enabled": is_on, "dtype": dtype}
 
 
 def lattice_score(lattice: Lattice, blank: int) -> Tensor:

@@ -18,7 +18,13 @@ from espnet_kd import standin
 from espnet_kd.lattice.algebra import TOPOLOGIES
 from espnet_kd.lattice.nodes import length_mask
 from espnet_kd.student.config import KDConf
-from espnet_kd.student.distillation import BatchKD, Distillation, Strides, Symbols
+from espnet_kd.student.distillation import (
+    SCORED,
+    BatchKD,
+    Distillation,
+    Strides,
+    Symbols,
+)
 from espnet_kd.student.hidden import make_hidden_kd
 from espnet_kd.student.outputs import (
     AttentionTap,
@@ -206,6 +212,9 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
             losses = self._pruned_losses(lattice, encoder_out, decoder_out, **options)
         else:
             self._outputs.lattice = lattice
+            if self._outputs.kd is not None:  # KD asks for the band, too
+                with torch.no_grad():
+                    self._simple_losses(lattice, encoder_out, decoder_out, **options)
             stock = dict(
                 options, reduction="none" if weights is not None else reduction
             )
@@ -228,24 +237,41 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
         lattice: Lattice,
         encoder_out: Tensor,
         decoder_out: Tensor,
-        prune_range: int = 5,
         simple_loss_scaling: float = 0.5,
-        lm_scale: float = 0.0,
-        am_scale: float = 0.0,
-        loss_type: str = "regular",
-        reduction: str = "mean",
         padding_idx: int = 0,
+        **options,
     ) -> Tensor:
         """ESPnet's k2 pruned loss (B,), its band read together with the KD losses.
 
         Arguments as ESPnet's; `k2_pruned_loss_args` of a configuration.
         """
-        import k2
-
         self.steps_num += 1
         warm = (
             min(self.steps_num / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         )
+        simple = self._simple_losses(
+            lattice, encoder_out, decoder_out, padding_idx=padding_idx, **options
+        )
+        pruned = self._outputs.transducer_losses(lattice, padding_idx)
+        # ESPnet's warm-up: the simple loss alone can tell at first where to look.
+        simple_scale = 1 - warm * (1 - simple_loss_scaling)
+        return simple_scale * simple + (0.1 + 0.9 * warm) * pruned
+
+    def _simple_losses(
+        self,
+        lattice: Lattice,
+        encoder_out: Tensor,
+        decoder_out: Tensor,
+        prune_range: int = 5,
+        lm_scale: float = 0.0,
+        am_scale: float = 0.0,
+        loss_type: str = "regular",
+        padding_idx: int = 0,
+        **_,
+    ) -> Tensor:
+        """ESPnet's loss (B,) of encoder plus decoder; its band goes to the lattice."""
+        import k2
+
         frames, symbols = lattice.frames.long(), lattice.label_lengths.long()
         start = torch.zeros_like(frames)
         boundary = torch.stack([start, start, symbols, frames], dim=1)
@@ -266,11 +292,9 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
                 return_grad=True,
             )
         lattice.ranges = k2.get_rnnt_prune_ranges(*use, boundary, prune_range)
-        lattice.topology = loss_type
-        pruned = self._outputs.transducer_losses(lattice, padding_idx)
-        # ESPnet's warm-up: the simple loss alone can tell at first where to look.
-        simple_scale = 1 - warm * (1 - simple_loss_scaling)
-        return simple_scale * simple + (0.1 + 0.9 * warm) * pruned
+        if loss_type in TOPOLOGIES:  # else no transducer loss of ours is read from it
+            lattice.topology = loss_type
+        return simple
 
 
 STUDENTS = {
@@ -402,6 +426,8 @@ def _with_known_nodes(
     have = {"the student": nodes_of(model)}
     have.update({name: nodes_of(teacher) for name, teacher in teachers.items()})
     common = set.intersection(*have.values())
+    if not common.intersection(SCORED):
+        common.discard("sequence")
     losses = []
     for index, loss in enumerate(conf.losses):
         wanted = [loss.nodes] if isinstance(loss.nodes, str) else loss.nodes
@@ -411,7 +437,8 @@ def _with_known_nodes(
             raise ValueError(
                 f"kd_conf.losses[{index}].nodes: {loss.nodes!r} is not in every model "
                 f"({lists}). `frames` needs a CTC branch, `tokens` an attention "
-                "decoder, `lattice` and `path` a transducer"
+                "decoder, `lattice`, `band` and `path` a transducer, `sequence` one of "
+                "these that all models have"
             )
         losses += [dataclasses.replace(loss, nodes=nodes) for nodes in known]
     return dataclasses.replace(conf, losses=tuple(losses))

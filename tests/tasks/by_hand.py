@@ -1,13 +1,14 @@
 """KD losses recomputed utterance by utterance, in plain loops and in float64.
 
-Each utterance is encoded alone, by methods of stock ESPnet models; nothing is padded
-and nothing of espnet_kd is used. The loops are those of tests.oracles.
+Each utterance is encoded alone, by methods of stock ESPnet models; nothing is padded.
+Of espnet_kd only `prune_ranges` is used, which has an oracle of its own. The loops are
+those of tests.oracles, the gradients are its closed forms.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -26,61 +27,67 @@ def slower(frames: Tensor, stride: int, rate: str) -> Tensor:
     return torch.stack([w[0] if rate == "stride" else w.mean(0) for w in windows])
 
 
-@torch.no_grad()
-def outputs(
+def logits_of(
     model: torch.nn.Module,
     speech: Tensor,
     labels: Tensor,
     stride: int = 1,
     rate: str = "stride",
-    is_teacher: bool = False,
-) -> dict[str, np.ndarray]:
+    is_dense: bool = False,
+) -> dict[str, Tensor]:
     """Logits of one utterance: frames (T, V), tokens (U+1, V), lattice (T, U+1, V).
 
-    A teacher's encoder output is brought to the slower rate, a student's logits are.
+    The encoder output is brought to the slower rate. With `is_dense` the logits of the
+    lattice are: means of them differ, as the joint network is not linear.
     """
     encoder_out, _ = model.encode(speech[None], torch.tensor([len(speech)]))
     heard = encoder_out
-    if is_teacher:
-        encoder_out = slower(encoder_out[0], stride, rate)[None]
+    slowed = slower(encoder_out[0], stride, rate)[None]
     result = {}
     if getattr(model, "ctc", None) is not None:
-        result["frames"] = model.ctc.ctc_lo(encoder_out)[0]
+        result["frames"] = model.ctc.ctc_lo(slowed)[0]
     elif hasattr(model, "ctc_lin"):
-        result["frames"] = model.ctc_lin(encoder_out)[0]
+        result["frames"] = model.ctc_lin(slowed)[0]
     if hasattr(model, "joint_network"):
         prefix = torch.cat([torch.tensor([BLANK]), labels])[None]
         model.decoder.set_device(speech.device)
         decoder_out = model.decoder(prefix)
-        result["lattice"] = model.joint_network(
-            encoder_out.unsqueeze(2), decoder_out.unsqueeze(1)
-        )[0]
+        read = heard if is_dense else slowed
+        lattice = model.joint_network(read.unsqueeze(2), decoder_out.unsqueeze(1))[0]
+        result["lattice"] = slower(lattice, stride, rate) if is_dense else lattice
     elif model.decoder is not None:
         prefix = torch.cat([torch.tensor([model.sos]), labels])[None]
         lengths = torch.tensor([heard.size(1)]), torch.tensor([prefix.size(1)])
         result["tokens"] = model.decoder(heard, lengths[0], prefix, lengths[1])[0][0]
-    if not is_teacher:
-        for name in set(result) - {"tokens"}:
-            result[name] = slower(result[name], stride, rate)
-    return {name: value.double().numpy() for name, value in result.items()}
+    return result
 
 
-def viterbi(lattice: np.ndarray, labels: Sequence[int]) -> list[tuple[int, int]]:
-    """Nodes of the best alignment of logits (T, U+1, V)."""
+def numbers(logits: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: x.detach().double().numpy() for name, x in logits.items()}
+
+
+Path = list[tuple[int, int]]
+
+
+def best_paths(
+    lattice: np.ndarray, labels: Sequence[int], n: int = 1
+) -> list[tuple[float, Path]]:
+    """Scores and nodes of the n best alignments of logits (T, U+1, V), best first."""
     frames, rows, _ = lattice.shape
+    exits = oracles.exit_log_probs(lattice, labels, BLANK)
     best = {}
-    for t in range(frames):
-        for u in range(rows):
-            ways = [(0.0, [])] if (t, u) == (0, 0) else []
-            for before, symbol in (((t - 1, u), BLANK), ((t, u - 1), None)):
-                if before in best:
-                    score, path = best[before]
-                    symbol = labels[u - 1] if symbol is None else symbol
-                    step = oracles.log_softmax(lattice[before])[symbol]
-                    ways.append((score + step, path))
-            score, path = max(ways, key=lambda way: way[0])
-            best[t, u] = (score, path + [(t, u)])
-    return best[frames - 1, rows - 1][1]
+    for t, u in np.ndindex(frames, rows):
+        ways = [(0.0, [])] if (t, u) == (0, 0) else []
+        for before, kind in (
+            ((t - 1, u), oracles.BLANK),
+            ((t, u - 1), oracles.LABEL),
+        ):
+            for score, path in best.get(before, []):
+                ways.append((score + exits[(*before, kind)], path))
+        ways.sort(key=lambda way: -way[0])
+        best[t, u] = [(score, path + [(t, u)]) for score, path in ways[:n]]
+    end = exits[-1, -1, oracles.BLANK]
+    return [(score + end, path) for score, path in best[frames - 1, rows - 1]]
 
 
 def ensemble(teachers: Sequence[np.ndarray], weights, temperature: float) -> np.ndarray:
@@ -90,9 +97,10 @@ def ensemble(teachers: Sequence[np.ndarray], weights, temperature: float) -> np.
     return oracles.ensemble_log_probs(teachers, shares, temperature)
 
 
-def node_loss(student, log_q, classes, k, tail, temperature, label, keep) -> float:
-    """T^2 KL of one node: student logits (V,) against log_q (V,) of the teacher."""
+def node_classes(log_q, classes, k, tail, label, keep) -> tuple[list, list]:
+    """Groups of classes, and log of the mass that log_q (V,) gives to each."""
     size = len(log_q)
+    k = min(k, size)
     if classes == "full":
         groups = oracles.full_groups(size)
     elif classes == "collapsed":
@@ -106,7 +114,60 @@ def node_loss(student, log_q, classes, k, tail, temperature, label, keep) -> flo
     if classes == "topk" and tail == "renormalize":
         norm = oracles.logsumexp(masses)
         masses = [mass - norm for mass in masses]
-    return oracles.grouped_kl(student, groups, masses, temperature)
+    return groups, masses
+
+
+def lattice_nodes(
+    said: np.ndarray,
+    labels: Sequence[int],
+    band: np.ndarray | None = None,
+    *,
+    nodes: str,
+    width: int = 5,
+    weighting: str = "none",
+    paths: str = "best",
+    num_paths: int = 1,
+    **_,
+) -> dict[tuple[int, int], float]:
+    """Nodes (t, u) that are compared, and the factor of each.
+
+    Args:
+        said: the teacher's logits (T, U+1, V).
+        band: (T, S) rows of a pruned student.
+    """
+    everything = list(np.ndindex(said.shape[:2]))
+    if nodes == "path":
+        found = best_paths(said, labels, 1 if paths == "best" else num_paths)
+        norm = oracles.logsumexp([score for score, _ in found])
+        factors = dict.fromkeys((node for _, path in found for node in path), 0.0)
+        for score, path in found:
+            for node in path:
+                factors[node] += math.exp(score - norm)
+        return factors
+    exits = oracles.exit_log_probs(said, labels, BLANK)
+    _, occupancy, _ = oracles.sweep_lattice(exits)
+    if nodes == "band":
+        if band is None:
+            band = ranges_of(occupancy, width)
+        everything = [(t, u) for t, u in everything if u in band[t]]
+    is_weighted = weighting == "occupancy"
+    return {node: occupancy[node].sum() if is_weighted else 1.0 for node in everything}
+
+
+def ranges_of(occupancy: np.ndarray, width: int) -> np.ndarray:
+    from espnet_kd.lattice import prune_ranges
+
+    frames, rows, _ = occupancy.shape
+    lengths = torch.tensor([frames]), torch.tensor([rows - 1])
+    return prune_ranges(torch.tensor(occupancy)[None], *lengths, width)[0].numpy()
+
+
+class Loss(NamedTuple):
+    """Of one utterance: sum over nodes, their number, gradient to the logits."""
+
+    value: float
+    count: int
+    gradient: np.ndarray
 
 
 def utterance_loss(
@@ -114,48 +175,49 @@ def utterance_loss(
     teachers: Sequence[dict[str, np.ndarray]],
     labels: Sequence[int],
     weights: Sequence[float] = (1.0,),
-    *,
-    nodes: str,
-    classes: str = "full",
-    k: int = 8,
-    tail: str = "bucket",
-    temperature: float = 1.0,
-    shift: int = 0,
-    **_,
-) -> tuple[float, int]:
-    """Sum over the nodes of one utterance, and their number."""
-    kind = "lattice" if nodes == "path" else nodes
+    band: np.ndarray | None = None,
+    **loss,
+) -> Loss:
+    """One entry of `kd_conf.losses`."""
+    nodes, classes = loss["nodes"], loss.get("classes", "full")
+    temperature, shift = loss.get("temperature", 1.0), loss.get("shift", 0)
+    is_sequence = nodes in ("frames", "tokens")
+    kind = nodes if is_sequence else "lattice"
     heard = [teacher[kind] for teacher in teachers]
     length = min(len(each) for each in [student[kind], *heard])
     heard = [each[:length] for each in heard]
     log_q = ensemble(heard, weights, temperature)
-    keep = () if nodes == "tokens" else (BLANK,)
-    if nodes in ("frames", "tokens"):
-        where = [((n,), None, (n,)) for n in range(length)]
+    if is_sequence:
+        compared = {(n,): 1.0 for n in range(length)}
     else:
-        if nodes == "path":
-            pairs = viterbi(ensemble(heard, weights, 1.0), labels)
-        else:
-            pairs = list(np.ndindex(length, len(labels) + 1))
-        where = [
-            ((t + shift, u), labels[u] if u < len(labels) else None, (t, u))
-            for t, u in pairs
-            if t + shift < length
-        ]
-    values = [
-        node_loss(
-            student[kind][at],
-            log_q[teacher_at],
+        compared = lattice_nodes(ensemble(heard, weights, 1.0), labels, band, **loss)
+    keep = () if nodes == "tokens" else (BLANK,)
+    values, gradient = [], np.zeros(student[kind].shape)
+    for (t, *row), factor in compared.items():
+        label = labels[row[0]] if row and row[0] < len(labels) else None
+        target = node_classes(
+            log_q[(t, *row)],
             classes,
-            min(k, log_q.shape[-1]),
-            tail,
-            temperature,
+            loss.get("k", 8),
+            loss.get("tail", "bucket"),
             label,
             keep,
         )
-        for at, label, teacher_at in where
-    ]
-    return math.fsum(values), len(values)
+        # the student is read at each shift of the window; the least loss counts
+        tried = [
+            (oracles.grouped_kl(student[kind][at], *target, temperature), at)
+            for at in (
+                (t + later, *row)
+                for later in range(shift + 1 - loss.get("window", 1), shift + 1)
+                if t + later < length
+            )
+        ]
+        if tried:
+            value, at = min(tried)
+            slope = oracles.grouped_kl_grad(student[kind][at], *target, temperature)
+            values.append(factor * value)
+            gradient[at] += factor * slope
+    return Loss(math.fsum(values), len(values), gradient)
 
 
 def batch_loss(
@@ -166,20 +228,149 @@ def batch_loss(
     weights: Sequence[float] = (1.0,),
     strides: Sequence[int] | None = None,
     rate: str = "stride",
+    is_dense: bool = False,
+    band: Callable[[Tensor, Tensor], np.ndarray] | None = None,
+    backward: bool = False,
 ) -> float:
-    """Value of one entry of `kd_conf.losses` for a padded batch."""
+    """Value of one entry of `kd_conf.losses` for a padded batch.
+
+    Args:
+        is_dense: the student's joint network is not computed in chunks.
+        band: gives the rows (T, S) of a pruned student for speech and labels.
+        backward: adds the gradient of loss weight * value to the model's parameters.
+    """
     strides = strides or [1] * (len(teachers) + 1)
-    total, count = 0.0, 0
-    for n, length in enumerate(batch["speech_lengths"]):
-        speech = batch["speech"][n, :length]
-        labels = batch["text"][n, : batch["text_lengths"][n]]
-        student = outputs(model, speech, labels, strides[0], rate)
-        said = [
-            outputs(teacher, speech, labels, stride, rate, is_teacher=True)
-            for teacher, stride in zip(teachers, strides[1:])
-        ]
-        value, nodes = utterance_loss(student, said, labels.tolist(), weights, **loss)
-        weight = float(batch["kd_weight"][n]) if "kd_weight" in batch else 1.0
-        total, count = total + weight * value, count + nodes
-    utterances = len(batch["speech_lengths"])
-    return total / (count if loss.get("reduction") == "node" else utterances)
+    kind = loss["nodes"] if loss["nodes"] in ("frames", "tokens") else "lattice"
+    found = []
+    for n, (speech, labels) in enumerate(utterances(batch)):
+        with torch.set_grad_enabled(backward):
+            own = logits_of(model, speech, labels, strides[0], rate, is_dense)
+        with torch.no_grad():
+            said = [
+                numbers(logits_of(teacher, speech, labels, stride, rate))
+                for teacher, stride in zip(teachers, strides[1:])
+            ]
+        rows = band(speech, labels) if band else None
+        one = utterance_loss(numbers(own), said, labels.tolist(), weights, rows, **loss)
+        share = float(batch["kd_weight"][n]) if "kd_weight" in batch else 1.0
+        found.append((one, share, own[kind]))
+    by_node = loss.get("reduction") == "node"
+    count = sum(one.count for one, _, _ in found) if by_node else len(found)
+    if backward:
+        factor = loss.get("weight", 1.0) / count
+        for one, share, logits in found:
+            logits.backward(torch.tensor(factor * share * one.gradient).to(logits))
+    return math.fsum(share * one.value for one, share, _ in found) / count
+
+
+def utterances(batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Speech (samples,) and labels (U,) of each entry, without padding."""
+    return [
+        (speech[:samples], text[:tokens])
+        for speech, samples, text, tokens in zip(
+            batch["speech"],
+            batch["speech_lengths"],
+            batch["text"],
+            batch["text_lengths"],
+        )
+    ]
+
+
+# ------------------------------------------------------------- sequences of labels
+
+
+def log_sum(ways: Sequence[Tensor]) -> Tensor | None:
+    """log sum exp of scores, None for none."""
+    ways = [way for way in ways if way is not None]
+    return torch.stack(ways).logsumexp(0) if ways else None
+
+
+def transducer_score(
+    log_probs: Tensor, labels: Sequence[int], band: np.ndarray | None = None
+) -> Tensor:
+    """log P(labels) of log-probabilities (T, U+1, V), by the forward variables."""
+    frames, rows, _ = log_probs.shape
+    reached = {(-1, 0): log_probs.new_zeros(())}
+    for t, u in np.ndindex(frames, rows):
+        if band is not None and u not in band[t]:
+            continue
+        way = reached.get((t - 1, u)), reached.get((t, u - 1))
+        blank = way[0] if t == 0 or way[0] is None else way[0] + log_probs[t - 1, u, 0]
+        label = None if way[1] is None else way[1] + log_probs[t, u - 1, labels[u - 1]]
+        score = log_sum([blank, label])
+        if score is not None:
+            reached[t, u] = score
+    return reached[frames - 1, rows - 1] + log_probs[-1, -1, BLANK]
+
+
+def ctc_score(log_probs: Tensor, labels: Sequence[int]) -> Tensor:
+    """log P(labels) of log-probabilities (T, V), by the forward variables."""
+    states = [BLANK]
+    for label in labels:
+        states += [label, BLANK]
+    before = {-1: log_probs.new_zeros(())}  # before the first state
+    for frame in log_probs:
+        now = {}
+        for s, symbol in enumerate(states):
+            ways = [before.get(s), before.get(s - 1)]
+            is_start = s == 1 and -1 in before
+            if is_start or (s >= 2 and symbol not in (BLANK, states[s - 2])):
+                ways.append(before.get(s - 2))
+            score = log_sum(ways)
+            if score is not None:
+                now[s] = score + frame[symbol]
+        before = now
+    return log_sum([before.get(len(states) - 1), before.get(len(states) - 2)])
+
+
+def token_score(log_probs: Tensor, labels: Sequence[int]) -> Tensor:
+    """log P(labels, <eos>) of log-probabilities (U+1, V); <eos> is the last class."""
+    eos = log_probs.size(-1) - 1
+    return sum(row[symbol] for row, symbol in zip(log_probs, [*labels, eos]))
+
+
+SCORES = dict(lattice=transducer_score, frames=ctc_score, tokens=token_score)
+
+
+def sequence_loss(
+    model: torch.nn.Module,
+    teachers: Sequence[torch.nn.Module],
+    batch: dict[str, Tensor],
+    loss: dict,
+    lists: Sequence[Sequence[int]],
+    kind: str,
+    weights: Sequence[float] = (1.0,),
+    band: Callable[[Tensor, Tensor], np.ndarray] | None = None,
+) -> Tensor:
+    """`nodes: sequence`, differentiable.
+
+    Args:
+        lists: entries of the batch that are hypotheses of one utterance.
+        kind: nodes by which log P(labels) is computed.
+    """
+    scores = []
+    for speech, labels in utterances(batch):
+        own = logits_of(model, speech, labels)[kind].double().log_softmax(-1)
+        with torch.no_grad():
+            said = [logits_of(teacher, speech, labels)[kind] for teacher in teachers]
+        frames = min(len(each) for each in ([own, *said] if kind != "tokens" else said))
+        mean = sum(
+            weight / sum(weights) * each[:frames].double().softmax(-1)
+            for weight, each in zip(weights, said)
+        )
+        rows = [band(speech, labels)] if band else []
+        labels = labels.tolist()
+        scores.append(
+            (SCORES[kind](own, labels, *rows), SCORES[kind](mean.log(), labels))
+        )
+    distance, temperature = loss.get("distance", "kl"), loss.get("temperature", 1.0)
+    sums = []
+    for entries in lists:
+        s, t = (torch.stack(x) for x in zip(*(scores[n] for n in entries)))
+        if distance == "kl":
+            log_p, log_q = ((x / temperature).log_softmax(0) for x in (s, t))
+            sums.append(temperature**2 * (log_q.exp() * (log_q - log_p)).sum())
+        else:
+            sums.append((s - t).abs().pow({"l1": 1, "l2": 2}[distance]).sum())
+    by_node = loss.get("reduction") == "node" and distance != "kl"
+    return sum(sums) / (len(scores) if by_node else len(lists))
