@@ -127,7 +127,7 @@ BAD_LOSSES = {
     r"window: 3 shifts up to 1 would .* at most shift . 1": dict(shift=1, window=3),
     r"window: 2 is only for nodes: path": dict(nodes="band", window=2),
     r"width: 3 is only for nodes: band": dict(width=3),
-    r"width: 0 must be at least 1": dict(nodes="band", width=0),
+    r"width: 1 must be at least 2": dict(nodes="band", width=1),
     r"weighting: 'occupancy' is only for nodes: lattice or band": dict(
         weighting="occupancy"
     ),
