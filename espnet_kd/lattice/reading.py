@@ -30,9 +30,10 @@ from espnet_kd.lattice.factored import (
 )
 from espnet_kd.lattice.nodes import LOG_ZERO
 
-# Numbers in the working memory of a chunk: 16 MB of float32 stay in a CPU's last cache.
-# A GPU wants larger matrix products.
-CHUNK = {"cpu": 2**22, "cuda": 2**26}
+# The working memory of a chunk in numbers, and its nodes at most. Larger ones make a
+# CPU no faster; a GPU wants larger matrix products.
+CHUNK = {"cpu": 2**23, "cuda": 2**26}
+NODES = {"cpu": 2**10, "cuda": 2**18}
 
 
 class Target(NamedTuple):
@@ -54,7 +55,8 @@ def chunks(
     nodes: Nodes, width: int, device: torch.device
 ) -> Iterator[tuple[slice, Nodes]]:
     """Runs of nodes that fit the working memory, ``width`` numbers each; at least 1."""
-    size = max(64, CHUNK.get(device.type, CHUNK["cpu"]) // width)
+    kind = device.type if device.type in CHUNK else "cpu"
+    size = min(NODES[kind], max(64, CHUNK[kind] // width))
     for start in range(0, max(1, nodes.total), size):
         part = slice(start, min(start + size, nodes.total))
         yield part, nodes.take(part)

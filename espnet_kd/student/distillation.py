@@ -13,7 +13,7 @@ from torch import Tensor
 
 from espnet_kd.lattice import total_score
 from espnet_kd.lattice.factored import FactoredLogits, Logits
-from espnet_kd.lattice.nodes import make_grid
+from espnet_kd.lattice.nodes import make_grid, upcast
 from espnet_kd.losses import (
     LatticeTerm,
     essence_kd,
@@ -67,6 +67,7 @@ class Distillation:
         self.strides = strides
         self.symbols = symbols
         self.names = stats_names(conf.losses)
+        self.has_warned = False
         self.of_teachers = set.intersection(*map(nodes_of, teacher.models))
 
     def __call__(self, batch: BatchKD) -> tuple[Tensor, dict[str, Tensor]]:
@@ -125,7 +126,8 @@ class BatchKD:
         distinct = rows.take(self.speech, self.speech_lengths)
         # KD is computed in full precision; encoding, the dear part, as by the student.
         with torch.autocast(self.speech.device.type, **self.autocast):
-            return rows.expand(self.kd.teacher.encode(*distinct))
+            encoded = self.kd.teacher.encode(*distinct)
+        return rows.expand([(upcast(x), lengths) for x, lengths in encoded])
 
     @cached_property
     def slowed(self) -> list[Encoded]:
@@ -176,7 +178,9 @@ class BatchKD:
         """Of each list of hypotheses, (M,); the losses are not weighted again."""
         student, teacher = self._sequence_scores
         rows, lengths = lists_of_rows(self.rows().index)
-        if rows.size(1) == 1 and loss.distance == "kl":
+        says_nothing = rows.size(1) == 1 and loss.distance == "kl"
+        if says_nothing and torch.is_grad_enabled() and not self.kd.has_warned:
+            self.kd.has_warned = True
             logging.warning(
                 "nodes: sequence: no two hypotheses of this batch have the same audio, "
                 "so that they say nothing; make the KD set with --nbest above 1 and "
@@ -223,27 +227,31 @@ class BatchKD:
         Returns:
             -log P(labels) (B,) if asked for.
         """
-        losses = [loss for loss in self.losses if loss.nodes in LATTICE_NODES]
         conf, blank = self.kd.conf, self.kd.symbols.blank
         with torch.autocast(self.speech.device.type, enabled=False):
-            student, terms = lattice.logits, []
-            if losses:
-                student = self._slow_lattice(lattice)
-                terms = [self._term(loss, lattice) for loss in losses]
+            terms = {
+                loss: self._term(loss, lattice)
+                for loss in self.losses
+                if loss.nodes in LATTICE_NODES
+            }
+            student = self._slow_lattice(lattice) if terms else lattice.logits
             options = dict(blank=blank, tolerance=conf.tolerance)
-            is_read = [loss.window == 1 for loss in losses]
-            together = [term for term, is_one in zip(terms, is_read) if is_one]
+            together = {loss: x for loss, x in terms.items() if loss.window == 1}
             transducer, sums = self._read_together(
-                lattice, student, together, with_transducer, options
+                lattice, student, list(together.values()), with_transducer, options
             )
-            sums, self.of_lattice = iter(sums), {}
-            for loss, term, is_one in zip(losses, terms, is_read):
-                if is_one:
-                    self.of_lattice[loss] = next(sums), term.nodes.sum()
-                else:
-                    grid = self.teacher_lattice.grid
+            self.of_lattice = {
+                loss: (each, term.nodes.sum())
+                for (loss, term), each in zip(together.items(), sums)
+            }
+            for loss, term in terms.items():
+                if loss.window > 1:
                     self.of_lattice[loss] = windowed_losses(
-                        student, grid, term, loss.window, **options
+                        student,
+                        self.teacher_lattice.grid,
+                        term,
+                        loss.window,
+                        **options,
                     )
         self.transducer = transducer
         return transducer
