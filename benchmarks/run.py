@@ -6,6 +6,7 @@ Writes results-DEVICE.json, cost-DEVICE.png and RESULTS.md. See README.md.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -147,6 +148,16 @@ def sizes_of(problem) -> dict:
     }
 
 
+def keep_others(results: dict, args: argparse.Namespace) -> None:
+    """Take over the tables of an earlier run that this one does not make again."""
+    earlier = args.output_dir / f"results-{args.device}.json"
+    if not earlier.exists():
+        return
+    old = json.loads(earlier.read_text())
+    results["command"] = f"{old['command']}\n    {results['command']}"
+    results["cases"] = [x for x in old["cases"] if x["kind"] not in args.kinds]
+
+
 def main(argv=None) -> int:
     """0, or 1 where a form failed although it could run, or disagreed."""
     args = parse_args(argv)
@@ -159,8 +170,10 @@ def main(argv=None) -> int:
     machine["gemm_flops_per_second"] = max(Gemm(args.device).rate() for _ in range(9))
     machine["mkl_debug_cpu_type"] = os.environ.get("MKL_DEBUG_CPU_TYPE")
     print(report.describe(machine), flush=True)
-    results = {"command": command_of(args), "machine": machine, "cases": []}
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    results = {"command": command_of(args), "machine": machine, "cases": []}
+    if args.kinds != list(KINDS):
+        keep_others(results, args)
     joint, teacher_joint = JOINTS[args.device]
     with (
         tempfile.TemporaryDirectory() as temporary,
