@@ -67,7 +67,7 @@ stamp=${venv}/espnet_kd.stamp
 made_of=$({
     echo "${venv}"
     "${python}" -VV
-    cat "${constraints}" setup.py conf/build_env.sh
+    cat "${constraints}" conf/k2-A.txt setup.py conf/build_env.sh
 } | cksum)
 
 # One build at a time: `make test` and `make demo` may be started side by side.
@@ -86,7 +86,10 @@ if [ "$(cat "${stamp}" 2>/dev/null)" != "${made_of}" ] ||
     # Not a later pip: from 24.1 on it refuses the name of k2's wheel and the metadata of
     # ci_sdr. One pip for all also makes one way to build what comes as source.
     {
-        "${venv}/bin/python" -m pip install pip==23.2.1 &&
+        "${venv}/bin/python" -m pip install pip==23.2.1 && {
+            [ "${name}" != A ] ||
+                "${venv}/bin/pip" install --no-deps --require-hashes -r conf/k2-A.txt
+        } &&
             "${venv}/bin/pip" install -e ".[k2,demo,test,lint]" -c "${constraints}"
     } >"${venv}/build.log" 2>&1 || {
         tail -n 30 "${venv}/build.log" >&2
