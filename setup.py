@@ -43,7 +43,7 @@ setup(
     extras_require={
         # The only k2 on PyPI that can be imported: Linux, Python 3.10, torch 1.13.1.
         # On a later Python pip installs it all the same, and its import fails. On 3.10
-        # pip may take another Python's wheel: install conf/k2-A.txt first (build_env.sh).
+        # pip may take another Python's wheel: install conf/k2-A.txt before.
         "k2": [
             "k2==1.23.4; python_version == '3.10' and platform_system == 'Linux'",
         ],
