@@ -168,7 +168,7 @@ def make_arcs(
         ImportError: "k2" is forced and cannot be imported.
     """
     module = choose_backend(backend, log_probs.device)
-    check_alignable(grid, topology)
+    check_alignable(grid.frames, grid.symbols, topology)
     empty = log_probs.new_full(grid.nodes.shape, LOG_ZERO)
     label, blank = (
         empty.index_put(tuple(nodes), log_probs[:, i].clamp(min=LOG_ZERO))
@@ -179,13 +179,18 @@ def make_arcs(
     return Arcs(blank, label, grid, topology, module, decoder)
 
 
-def check_alignable(grid: Grid, topology: str) -> None:
-    """ValueError where the topology is unknown or leaves an utterance no alignment."""
+def check_alignable(frames: Tensor, symbols: Tensor, topology: str) -> None:
+    """ValueError where the topology is unknown or leaves an utterance no alignment.
+
+    Args:
+        frames: (B,) T_b.
+        symbols: (B,) U_b.
+    """
     if topology not in TOPOLOGIES:
         raise ValueError(f"topology: {topology!r} is not one of {TOPOLOGIES}")
-    if (grid.frames < 1).any():
+    if (frames < 1).any():
         raise ValueError("logit_lengths: an utterance of 0 frames has no alignment")
-    if topology == "modified" and (grid.frames < grid.symbols).any():
+    if topology == "modified" and (frames < symbols).any():
         raise ValueError(
             "label_lengths: an utterance has more labels than frames, which the "
             "modified topology (one symbol a frame) cannot align; drop it, or use "

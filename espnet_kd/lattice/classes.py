@@ -45,8 +45,7 @@ def class_log_probs(
     if chosen.shape == ids.shape:
         others = rest
     else:
-        first = first_occurrences(ids)
-        outside = first
+        outside = first_occurrences(ids)
         for id_ in chosen.unbind(1):
             outside = outside & (ids != id_.unsqueeze(1))
         others = scores.masked_fill(~outside, LOG_ZERO)

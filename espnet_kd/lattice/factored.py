@@ -194,12 +194,13 @@ class FactoredRows:
     """
 
     def __init__(self, logits: FactoredLogits) -> None:
-        self.dtype = precision_of(*logits.tensors)
-        self.has_tf32 = logits.device.type == "cuda" and logits.upcast().is_half
         self.given = [None if x is None else x.dtype for x in logits.tensors]
+        logits = logits.upcast()
+        self.has_tf32 = logits.device.type == "cuda" and logits.is_half
         encoder, decoder, weight, bias = (
-            None if x is None else x.detach().to(self.dtype) for x in logits.tensors
+            None if x is None else x.detach() for x in logits.tensors
         )
+        self.dtype = weight.dtype
         self.shapes = encoder.shape, decoder.shape
         self.encoder, self.decoder = encoder.flatten(0, 1), decoder.flatten(0, 1)
         self.weight, self.bias = weight, bias

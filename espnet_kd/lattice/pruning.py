@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.algebra import TOPOLOGIES, choose_backend
+from espnet_kd.lattice.algebra import check_alignable, choose_backend
 from espnet_kd.lattice.nodes import check_lengths
 
 
@@ -46,8 +46,6 @@ def prune_ranges(
         raise ValueError(
             f"occupancies: shape {tuple(occupancies.shape)}, expected (B, T, U+1, 2)"
         )
-    if topology not in TOPOLOGIES:
-        raise ValueError(f"topology: {topology!r} is not one of {TOPOLOGIES}")
     if width < 2:
         raise ValueError(
             f"width: {width} leaves at most one alignment; take 2 or more, or "
@@ -57,16 +55,10 @@ def prune_ranges(
     device = occupancies.device
     frames = check_lengths("logit_lengths", logit_lengths, batch, longest).to(device)
     symbols = check_lengths("label_lengths", label_lengths, batch, rows - 1).to(device)
-    if (frames < 1).any():
-        raise ValueError("logit_lengths: an utterance of 0 frames has no alignment")
+    check_alignable(frames, symbols, topology)
     if topology == "regular":
         labels_a_frame = (symbols + frames - 1).div(frames, rounding_mode="floor")
         width = max(width, *(labels_a_frame + 1).tolist()) if batch else width
-    elif (frames < symbols).any():
-        raise ValueError(
-            "label_lengths: an utterance has more labels than frames, which the "
-            "modified topology cannot align; drop it, or use topology='regular'"
-        )
     blank_use, label_use = occupancies.double().unbind(-1)
     module = choose_backend(backend, device)
     return module.window_ranges(blank_use, label_use, frames, symbols, width, topology)

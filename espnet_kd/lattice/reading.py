@@ -162,9 +162,10 @@ class _Read(torch.autograd.Function):
         reader = reader_of(_lattice(tensors, ctx.form))
         reader.start_gradient()
         with full_precision(reader, rest.device):
+            is_fused = request.is_fused(reader, ids)
             for part, some in request.chunks(nodes, reader):
                 given = Reading(*_rows(gradients, part))
-                if request.is_fused(reader, ids):
+                if is_fused:
                     logits = _gradient_fused(
                         reader.read(some), request, ids[part], rest[part], given
                     )

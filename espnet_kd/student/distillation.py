@@ -169,7 +169,7 @@ class BatchKD:
 
     def lattice(self, loss: LossConf) -> tuple[Tensor, Tensor]:
         if self.of_lattice is None:
-            self.read_lattice(self.outputs.lattice, with_transducer=False)
+            self.read_lattice(with_transducer=False)
         return self.of_lattice[loss]
 
     band = path = lattice
@@ -221,7 +221,12 @@ class BatchKD:
         padding = self.kd.symbols.padding
         return token_scores(outputs.tokens, padding), token_scores(said, padding)
 
-    def read_lattice(self, lattice: Lattice, with_transducer: bool) -> Tensor | None:
+    @property
+    def asks_lattice(self) -> bool:
+        """Whether a loss is computed on the transducer lattice, if there is one."""
+        return any(loss.nodes in (*LATTICE_NODES, "sequence") for loss in self.losses)
+
+    def read_lattice(self, with_transducer: bool) -> Tensor | None:
         """All losses of the transducer lattice in one pass over the student's.
 
         Returns:
@@ -230,15 +235,14 @@ class BatchKD:
         conf, blank = self.kd.conf, self.kd.symbols.blank
         with torch.autocast(self.speech.device.type, enabled=False):
             terms = {
-                loss: self._term(loss, lattice)
+                loss: self._term(loss)
                 for loss in self.losses
                 if loss.nodes in LATTICE_NODES
             }
-            student = self._slow_lattice(lattice) if terms else lattice.logits
             options = dict(blank=blank, tolerance=conf.tolerance)
             together = {loss: x for loss, x in terms.items() if loss.window == 1}
             transducer, sums = self._read_together(
-                lattice, student, list(together.values()), with_transducer, options
+                list(together.values()), with_transducer, options
             )
             self.of_lattice = {
                 loss: (each, term.nodes.sum())
@@ -247,7 +251,7 @@ class BatchKD:
             for loss, term in terms.items():
                 if loss.window > 1:
                     self.of_lattice[loss] = windowed_losses(
-                        student,
+                        self._slow_logits,
                         self.teacher_lattice.grid,
                         term,
                         loss.window,
@@ -257,37 +261,38 @@ class BatchKD:
         return transducer
 
     def _read_together(
-        self,
-        lattice: Lattice,
-        student: Logits,
-        terms: list[LatticeTerm],
-        with_transducer: bool,
-        options: dict,
+        self, terms: list[LatticeTerm], with_transducer: bool, options: dict
     ) -> tuple[Tensor | None, list[Tensor]]:
         """One pass, or two where KD reads the student at another frame rate."""
+        lattice = self.outputs.lattice
         grid = grid_of(lattice, self.kd.symbols.blank)
         options = dict(options, topology=lattice.topology)
-        if student is lattice.logits:
+        if not terms or self.kd.strides.student == 1:
             return lattice_losses(
-                student, grid, terms, with_transducer=with_transducer, **options
+                lattice.logits, grid, terms, with_transducer=with_transducer, **options
             )
         transducer = None
         if with_transducer:
             transducer, _ = lattice_losses(lattice.logits, grid, (), **options)
         _, sums = lattice_losses(
-            student, self.teacher_lattice.grid, terms, with_transducer=False, **options
+            self._slow_logits,
+            self.teacher_lattice.grid,
+            terms,
+            with_transducer=False,
+            **options,
         )
         return transducer, sums
 
-    def _term(self, loss: LossConf, lattice: Lattice) -> LatticeTerm:
+    def _term(self, loss: LossConf) -> LatticeTerm:
         is_slowed = self.kd.strides.student > 1
-        ranges = None if is_slowed else lattice.ranges
+        ranges = None if is_slowed else self.outputs.lattice.ranges
         return lattice_term(loss, self.teacher_lattice, ranges)
 
-    def _slow_lattice(self, lattice: Lattice) -> Logits:
+    @cached_property
+    def _slow_logits(self) -> Logits:
         """The student's logits at the common frame rate."""
         stride, how = self.kd.strides.student, self.kd.conf.rate
-        logits, frames = lattice.logits, lattice.frames
+        logits, frames = self.outputs.lattice.logits, self.outputs.lattice.frames
         if stride == 1:
             return logits
         if isinstance(logits, FactoredLogits):
@@ -301,11 +306,10 @@ class BatchKD:
         lattice, blank = self.outputs.lattice, self.kd.symbols.blank
         labels, lengths = lattice.labels, lattice.label_lengths
         teacher = self.kd.teacher.lattice(self.slowed, labels, lengths)
-        student = self._slow_lattice(lattice)
         stride = self.kd.strides.student
         frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
         frames = torch.minimum(frames.to(self.teacher_frames), self.teacher_frames)
-        grid = make_grid(student, labels, frames, lengths, blank)
+        grid = make_grid(self._slow_logits, labels, frames, lengths, blank)
         return LatticeTeacher(teacher, grid, blank)
 
     def _at_common_rate(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from espnet_kd.lattice.nodes import length_mask, upcast
 from espnet_kd.student.config import HiddenConf
 from espnet_kd.student.rates import slow_down
 from espnet_kd.student.sharing import Rows
-from espnet_kd.teacher.soft import encode
+from espnet_kd.teacher.soft import encode_noise
 
 
 def hidden_kd(student: Tensor, teacher: Tensor, lengths: Tensor, loss: str) -> Tensor:
@@ -221,7 +221,7 @@ def make_hidden_kd(
         for side, model in (("student", student), ("teacher", teacher)):
             try:
                 layers.append(Layer(model, getattr(conf, side)))
-                _encode_noise(model, sampling_rate)
+                encode_noise(model, sampling_rate)
                 widths.append(layers[-1].width())
             except ValueError as error:
                 raise ValueError(f"{where}.{side}: {error}") from error
@@ -231,15 +231,3 @@ def make_hidden_kd(
         both = (strides[0], strides[1][conf.teacher_index])
         pairs.append(Pair(*layers, projection, both))
     return HiddenKD(pairs, rate)
-
-
-@torch.no_grad()
-def _encode_noise(model: torch.nn.Module, samples: int) -> None:
-    parameter = next(model.parameters())
-    training = model.training
-    model.eval()
-    try:
-        noise = 0.1 * torch.randn(1, samples, device=parameter.device)
-        encode(model, noise, torch.tensor([samples], device=parameter.device))
-    finally:
-        model.train(training)

@@ -212,7 +212,8 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
             losses = self._pruned_losses(lattice, encoder_out, decoder_out, **options)
         else:
             self._outputs.lattice = lattice
-            if self._outputs.kd is not None:  # KD asks for the band, too
+            kd = self._outputs.kd
+            if kd is not None and kd.asks_lattice:  # then for its band, too
                 with torch.no_grad():
                     self._simple_losses(lattice, encoder_out, decoder_out, **options)
             stock = dict(

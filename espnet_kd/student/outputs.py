@@ -75,7 +75,7 @@ class Outputs:
         """-log P(labels) (B,) of a lattice, with its KD losses from the same pass."""
         self.lattice = lattice
         if self.kd is not None:
-            return self.kd.read_lattice(lattice, with_transducer=True)
+            return self.kd.read_lattice(with_transducer=True)
         losses, _ = lattice_losses(
             lattice.logits,
             grid_of(lattice, blank),

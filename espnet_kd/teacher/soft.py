@@ -46,24 +46,22 @@ def frame_layer(model: torch.nn.Module) -> torch.nn.Linear | None:
 
 def frame_rate(model: torch.nn.Module, sampling_rate: int) -> float:
     """Encoder frames per second, measured on noise of 10 and 20 seconds."""
-    parameter = next(model.parameters())
-    training = model.training
+    frames = [
+        int(encode_noise(model, seconds * sampling_rate)[1]) for seconds in (10, 20)
+    ]
+    return (frames[1] - frames[0]) / 10
+
+
+@torch.no_grad()
+def encode_noise(model: torch.nn.Module, samples: int) -> Encoded:
+    """What a model makes of noise, in evaluation mode, to measure rates and widths."""
+    device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        with torch.no_grad():
-            frames = [
-                int(
-                    encode(
-                        model,
-                        0.1 * torch.randn(1, samples, device=parameter.device),
-                        torch.tensor([samples], device=parameter.device),
-                    )[1]
-                )
-                for samples in (10 * sampling_rate, 20 * sampling_rate)
-            ]
+        noise = 0.1 * torch.randn(1, samples, device=device)
+        return encode(model, noise, torch.tensor([samples], device=device))
     finally:
         model.train(training)
-    return (frames[1] - frames[0]) / 10
 
 
 class SoftTeacher:
