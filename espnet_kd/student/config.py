@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Mapping
 
 from espnet_kd.student.fields import integer, number, one_of
+from espnet_kd.student.pruning import PruningConf
 from espnet_kd.student.schedules import Schedule, Scheduled, at, parse_scheduled
 
 NODES = ("frames", "tokens", "lattice", "band", "path", "sequence")
@@ -205,6 +206,7 @@ class KDConf:
             ESPnet does.
         tolerance: the backward pass leaves out nodes of a lattice whose largest
             gradient is below this fraction of the batch's largest; 0 is exact.
+        pruning: makes the student sparse while it learns, with or without KD.
     """
 
     losses: tuple[LossConf, ...] = field(default_factory=tuple)
@@ -214,6 +216,7 @@ class KDConf:
     true_lengths: bool | None = None
     lean_joint: bool | None = None
     tolerance: float = 0.0
+    pruning: PruningConf | None = None
 
     def __post_init__(self) -> None:
         _schedulable(self, "hard_weight", minimum=0)
@@ -252,6 +255,8 @@ def parse_kd_conf(conf: Mapping[str, Any]) -> KDConf:
     conf["losses"] = _parse_list(LossConf, conf, "losses", "`- nodes: ...`")
     hint = "`- {student: ..., teacher: ...}`"
     conf["hidden"] = _parse_list(HiddenConf, conf, "hidden", hint)
+    if conf.get("pruning") is not None:
+        conf["pruning"] = _build(PruningConf, conf["pruning"], "kd_conf.pruning")
     return _build(KDConf, conf, "kd_conf")
 
 

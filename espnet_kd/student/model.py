@@ -35,6 +35,7 @@ from espnet_kd.student.outputs import (
     TransducerTap,
     weighted_mean,
 )
+from espnet_kd.student.pruning import Pruner
 from espnet_kd.student.rates import strides_to_common_rate
 from espnet_kd.student.schedules import scheduled_values
 from espnet_kd.student.sharing import distinct_rows
@@ -50,6 +51,7 @@ class Student:
     """Mixed in before an ESPnet model class."""
 
     updates = 0  # steps of the optimiser, which keeps count of them
+    pruner: Pruner | None = None
 
     def forward(
         self,
@@ -108,6 +110,8 @@ class Student:
                 loss = now.hard_weight * loss + kd_loss
                 stats["loss"] = loss.detach()
                 stats.update(scheduled_values(self._scheduled, self.updates))
+        if self.pruner is not None:
+            stats.update(self.pruner.stats(self.updates))
         outputs.kd = None  # it holds the outputs: a cycle would keep their memory
         self._outputs = Outputs()
         return force_gatherable((loss, stats, weight), speech.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from espnet_kd import standin
 from espnet_kd.student.config import KDConf, parse_kd_conf
 from espnet_kd.student.lengths import use_true_lengths
 from espnet_kd.student.model import Student, check_weightable, make_student
+from espnet_kd.student.pruning import make_pruner
 from espnet_kd.tasks.trainer import KDTrainer, follow
 from espnet_kd.teacher.loading import load_model, read_config, sampling_rate_of
 
@@ -64,7 +66,7 @@ class KDTaskMixin:
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
         """The stock model, or a student around it when `kd_conf` lists losses or hidden
-        layers, or the training data carry weights.
+        layers or prunes, or the training data carry weights.
 
         Raises:
             ValueError: an option does not fit; the message names it and the remedy.
@@ -79,7 +81,9 @@ class KDTaskMixin:
         is_kd = _is_kd(args, conf)
         if is_kd if conf.true_lengths is None else conf.true_lengths:
             use_true_lengths(model)
-        if is_kd or conf.lean_joint:
+        if is_kd or conf.lean_joint or conf.pruning:
+            if not is_kd and conf.lean_joint is None:
+                conf = dataclasses.replace(conf, lean_joint=False)
             with _refusing():
                 teachers = _load_teachers(args) if conf.needs_teacher else {}
                 weights = args.teacher_weight or [1.0] * len(teachers)
@@ -95,9 +99,13 @@ class KDTaskMixin:
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
-        """The stock ones; a student's tells it how many updates it got."""
+        """The stock ones; a student's tells it how many updates it got, and prunes."""
         optimizers = super().build_optimizers(args, model)
         if isinstance(model, Student):
+            pruning = parse_kd_conf(args.kd_conf or {}).pruning
+            if pruning is not None:
+                with _refusing():
+                    model.pruner = make_pruner(model, pruning)
             follow(model, optimizers[0])
         return optimizers
 
@@ -128,7 +136,13 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
         value = getattr(args, name)
         if not isinstance(value, list):  # a YAML file may hold one name, or null
             setattr(args, name, [] if value is None else [value])
-    if not _is_kd(args, conf):
+    for name in ("sharded_ddp", "use_deepspeed"):
+        if conf.pruning is not None and getattr(args, name, False):
+            raise ValueError(
+                f"{name}: pruning needs every weight and its moments on each rank; "
+                f"leave {name} out, or kd_conf.pruning"
+            )
+    if not _is_kd(args, conf) and conf.pruning is None:
         return
     if getattr(args, "ngpu", 0) > 1 and not torch.distributed.is_initialized():
         raise ValueError(

@@ -1,0 +1,287 @@
+"""Gradual magnitude pruning (Zhu and Gupta, arXiv:1710.01878) while a student learns.
+
+A pruned weight is a zero in the model, no more: there are no masks in its state_dict,
+so that stock ESPnet resumes, averages and decodes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espnet_kd.student.fields import integer, number, one_of
+from espnet_kd.student.sparsity import (
+    PROJECTIONS,
+    lowest,
+    parse_pattern,
+    prunable_weights,
+)
+
+
+@dataclass(frozen=True)
+class PruningConf:
+    """How sparse a student becomes, and when.
+
+    Updates are steps of the optimiser, counted from the start of training.
+
+    Attributes:
+        sparsity: share of the chosen weights that are zero in the end.
+        end: update after which the masks stay as they are.
+        start: update after which weights are first pruned.
+        every: updates between two choices of the masks.
+        initial_sparsity: share of zeros after the update `start`.
+        pattern: `unstructured`, a block of outputs x inputs such as `1x16`, or `2:4`
+            (two of four neighbours along the inputs; sparsity 0.5 at most).
+        ranking: weights are compared within each `layer` (weight matrix), all of which
+            become equally sparse, or `global`, over all of them.
+        parameters: patterns of names, as in a shell, of the weights of linear,
+            convolutional and recurrent layers that are pruned.
+        exclude: patterns of names that are not pruned.
+        others: patterns of names of other parameters (embeddings, biases, norms) that
+            are pruned too.
+    """
+
+    sparsity: float
+    end: int
+    start: int = 0
+    every: int = 100
+    initial_sparsity: float = 0.0
+    pattern: str = "unstructured"
+    ranking: str = "layer"
+    parameters: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        most = parse_pattern(self.pattern).most
+        for name in ("sparsity", "initial_sparsity"):
+            number(name, getattr(self, name), minimum=0)
+        if self.sparsity > most or (self.sparsity == 1 and most == 1):
+            raise ValueError(
+                f"sparsity: {self.sparsity} is a share of the weights, with pattern: "
+                f"{self.pattern} " + ("at most 0.5" if most < 1 else "below 1")
+            )
+        if self.initial_sparsity > self.sparsity:
+            raise ValueError(
+                f"initial_sparsity: {self.initial_sparsity} is above sparsity: "
+                f"{self.sparsity}; pruning only makes a student sparser"
+            )
+        integer("start", self.start, minimum=0)
+        integer("every", self.every, minimum=1)
+        integer("end", self.end, minimum=1)
+        if self.end < self.start:
+            raise ValueError(f"end: {self.end} is before start: {self.start}")
+        one_of("ranking", self.ranking, ("layer", "global"))
+        for name in ("parameters", "exclude", "others"):
+            patterns = getattr(self, name)
+            if isinstance(patterns, str) or not all(
+                isinstance(each, str) for each in patterns
+            ):
+                raise ValueError(f"{name}: {patterns!r} is not a list of patterns")
+            object.__setattr__(self, name, tuple(patterns))
+
+    def is_due(self, updates: int) -> bool:
+        """Whether masks are chosen after this update."""
+        if updates == self.end:
+            return True
+        is_within = self.start <= updates < self.end
+        return is_within and (updates - self.start) % self.every == 0
+
+    def left(self, updates: int) -> float:
+        """Share of the schedule that is still to come, from 1 to 0."""
+        if updates >= self.end:
+            return 0.0
+        if updates <= self.start:
+            return 1.0
+        return (self.end - updates) / (self.end - self.start)
+
+    def sparsity_at(self, updates: int) -> float:
+        """s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3, equation 1 of the paper,
+        at the last t at which masks were chosen; 0 before `start`."""
+        if updates < self.start:
+            return 0.0
+        if updates < self.end:
+            updates -= (updates - self.start) % self.every
+        fading = self.left(updates) ** 3
+        return self.sparsity + (self.initial_sparsity - self.sparsity) * fading
+
+
+class Pruner:
+    """Keeps the weights of a model pruned as a `PruningConf` has it.
+
+    While the schedule runs, a pruned weight's last value is remembered, and it returns
+    with that value when others have become smaller. Pruned weights get no gradient, so
+    that none counts in the gradient's norm and the optimiser does not move them.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], conf: PruningConf) -> None:
+        self.conf = conf
+        self.weights = weights
+        self.pattern = parse_pattern(conf.pattern)
+        self.pruned: dict[str, Tensor] = {}  # True where a weight is zero
+        self.remembered: dict[str, Tensor] = {}  # last values of pruned weights
+        self.sparsity = 0.0
+        for name, weight in weights.items():
+            weight.register_hook(partial(self._without_pruned, name))
+
+    def _without_pruned(self, name: str, gradient: Tensor) -> Tensor:
+        if name not in self.pruned:
+            return gradient
+        return gradient.masked_fill(self.pruned[name], 0)
+
+    @torch.no_grad()
+    def after_update(self, updates: int, optimizer: torch.optim.Optimizer) -> None:
+        """Prune, after so many updates, and hold what is pruned at zero."""
+        is_late = updates > self.conf.start and not self.pruned
+        if self.conf.is_due(updates) or is_late:
+            self._choose(updates)
+        for name, pruned in self.pruned.items():
+            weight = self.weights[name]
+            for value in (weight, *optimizer.state.get(weight, {}).values()):
+                if isinstance(value, Tensor) and value.shape == pruned.shape:
+                    value.masked_fill_(pruned, 0)  # the weight, and its moments
+
+    def _choose(self, updates: int) -> None:
+        values = {
+            name: self._restored(name, weight) for name, weight in self.weights.items()
+        }
+        share = self.conf.sparsity_at(updates) / self.pattern.most
+        scores = {name: self.pattern.scores(value) for name, value in values.items()}
+        for name, units in self._lowest(scores, share).items():
+            self.pruned[name] = _as_rank_0(self.pattern.mask(values[name], units))
+        for name, value in values.items():
+            self.weights[name].copy_(value)
+        is_over = updates >= self.conf.end
+        self.remembered = {} if is_over else values
+        self._count()
+
+    def _restored(self, name: str, weight: Tensor) -> Tensor:
+        if name not in self.remembered:
+            return weight.detach().clone()
+        return torch.where(self.pruned[name], self.remembered[name], weight)
+
+    def _lowest(self, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        """The units to prune, by layer."""
+        if self.conf.ranking == "layer":
+            return {
+                name: lowest(each, _nearest(share * len(each)))
+                for name, each in scores.items()
+            }
+        together = torch.cat(list(scores.values()))
+        units = lowest(together, _nearest(share * len(together)))
+        return dict(zip(scores, units.split([len(each) for each in scores.values()])))
+
+    def _count(self) -> None:
+        pruned = sum(int(each.sum()) for each in self.pruned.values())
+        self.sparsity = pruned / sum(each.numel() for each in self.pruned.values())
+
+    def stats(self, updates: int) -> dict[str, float]:
+        """For ESPnet's reporter."""
+        return {"sparsity": self.sparsity, "pruning_left": self.conf.left(updates)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs; values of pruned weights only."""
+        remembered = {
+            name: value[self.pruned[name]] for name, value in self.remembered.items()
+        }
+        return {"pruned": dict(self.pruned), "remembered": remembered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the checkpoint pruned other parameters."""
+        if not state["pruned"]:
+            return
+        differing = sorted(set(state["pruned"]) ^ set(self.weights))
+        if differing:
+            raise ValueError(
+                f"kd_conf.pruning: the checkpoint pruned other parameters, say "
+                f"{differing[0]}; resume with the same parameters, exclude and others, "
+                "or start in a new folder"
+            )
+        for name, weight in self.weights.items():
+            self.pruned[name] = state["pruned"][name].to(weight.device)
+        for name, values in state["remembered"].items():
+            value = self.weights[name].detach().clone()
+            value[self.pruned[name]] = values.to(value)
+            self.remembered[name] = value
+        self._count()
+
+
+def make_pruner(model: nn.Module, conf: PruningConf) -> Pruner:
+    """The pruner of a model's trainable parameters.
+
+    Raises:
+        ValueError: a pattern of names that fits no parameter, or none is left.
+    """
+    weights = _choose_parameters(model, conf)
+    pattern = parse_pattern(conf.pattern)
+    dense = [name for name, each in weights.items() if not pattern.takes(each.shape)]
+    if dense:
+        logging.warning(
+            f"kd_conf.pruning.pattern: {conf.pattern} needs rows of whole groups of "
+            f"four; these stay dense: {', '.join(dense)}"
+        )
+    weights = {name: each for name, each in weights.items() if name not in dense}
+    if not weights:
+        raise ValueError(
+            f"kd_conf.pruning: no parameter is left to prune with pattern: "
+            f"{conf.pattern}, parameters: {list(conf.parameters)}, exclude: "
+            f"{list(conf.exclude)}"
+        )
+    count = sum(each.numel() for each in weights.values())
+    total = sum(each.numel() for each in model.parameters())
+    logging.info(
+        f"Pruning to {conf.sparsity:.0%} of {len(weights)} weights with {count} of the "
+        f"model's {total} parameters: {', '.join(weights)}"
+    )
+    return Pruner(weights, conf)
+
+
+def _choose_parameters(model: nn.Module, conf: PruningConf) -> dict[str, nn.Parameter]:
+    usual = prunable_weights(model)
+    named = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith(PROJECTIONS)
+    }
+    others = [name for name in named if name not in usual]
+    excluded = _matching(named, conf.exclude, "exclude")
+    chosen = _matching(usual, conf.parameters, "parameters")
+    chosen |= _matching(others, conf.others, "others")
+    return {
+        name: parameter
+        for name, parameter in named.items()
+        if name in chosen - excluded and parameter.requires_grad
+    }
+
+
+def _matching(names: Any, patterns: tuple[str, ...], field: str) -> set[str]:
+    matching = set()
+    for pattern in patterns:
+        found = {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(
+                f"kd_conf.pruning.{field}: {pattern!r} fits none of the names, which "
+                f"are {', '.join(names)}"
+            )
+        matching |= found
+    return matching
+
+
+def _nearest(count: float) -> int:
+    return int(count + 0.5)
+
+
+def _as_rank_0(mask: Tensor) -> Tensor:
+    """The mask that the first rank chose."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return mask
+    chosen = mask.to(torch.uint8)
+    torch.distributed.broadcast(chosen, src=0)
+    return chosen.bool()
