@@ -1,21 +1,32 @@
 #!/usr/bin/env python3
 """Read a KD preset (conf/kd/*.yaml): options of kd_set, or a training configuration.
 
-A preset has two sections: `kd_set` holds options of the command of that name, `kd_conf`
-the KD losses of training.
+A preset has up to three sections: `kd_set` holds options of the command of that name,
+`kd_conf` the KD losses of training, `training` other options of training, which go
+before those of the model's own configuration.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import yaml
 
 from espnet_kd.student.config import parse_kd_conf
 
-SECTIONS = ("kd_set", "kd_conf")
+SECTIONS = ("kd_set", "kd_conf", "training")
+# What a trained model's config.yaml says of its run and data, not of model and training.
+OF_ONE_RUN = re.compile(
+    "config|print_config|log_level|dry_run|output_dir|ngpu|dist_.*|local_rank"
+    "|multiprocessing_distributed|collect_stats|write_collected_feats|resume|required"
+    "|no_forward_run|pretrain_path|init_param|ignore_init_mismatch|fold_length|version"
+    "|(train|valid)_(shape_file|data_path_and_name_and_type)|token_list|token_type"
+    "|use_preprocessor|bpemodel|non_linguistic_symbols|cleaner|g2p|normalize"
+    "|normalize_conf|input_size|teacher_.*|kd_conf|distributed|wandb_.*"
+)
 
 
 def read_preset(path: str) -> dict:
@@ -44,14 +55,34 @@ def options(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     """Write the student's training configuration with the preset's `kd_conf`."""
-    config = yaml.safe_load(Path(args.asr_config).read_text(encoding="utf-8")) or {}
-    kd_conf = read_preset(args.kd_config).get("kd_conf") or {}
-    config["kd_conf"] = {**(config.get("kd_conf") or {}), **kd_conf}
+    _write_merged(_read(args.asr_config), args)
+
+
+def sparse(args: argparse.Namespace) -> None:
+    """Write a configuration that goes on training a trained model (--asr_config: its
+    config.yaml) with the preset's `kd_conf`."""
+    config = _read(args.asr_config)
+    if "model_conf" not in config:
+        raise ValueError(f"{args.asr_config}: is no config.yaml of a trained model")
+    config = {k: v for k, v in config.items() if not OF_ONE_RUN.fullmatch(k)}
+    _write_merged(config, args)
+
+
+def _read(path: str) -> dict:
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+
+
+def _write_merged(config: dict, args: argparse.Namespace) -> None:
+    preset = read_preset(args.kd_config)
+    given = {**(preset.get("training") or {}), "kd_conf": preset.get("kd_conf") or {}}
+    for name, value in given.items():
+        both_nested = isinstance(value, dict) and isinstance(config.get(name), dict)
+        config[name] = {**config[name], **value} if both_nested else value
     output = Path(args.output_file)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".tmp")
     temporary.write_text(
-        f"# {args.asr_config} with kd_conf of {args.kd_config}\n"
+        f"# {args.asr_config} with {args.kd_config}\n"
         + yaml.safe_dump(config, sort_keys=False),
         encoding="utf-8",
     )
@@ -59,14 +90,14 @@ def merge(args: argparse.Namespace) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The parser of both commands."""
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for run in (options, merge):
+    for run in (options, merge, sparse):
         command = commands.add_parser(run.__name__, help=run.__doc__)
         command.set_defaults(run=run)
         command.add_argument("--kd_config", required=True, help="Preset file")
-        if run is merge:
+        if run is not options:
             command.add_argument("--asr_config", required=True)
             command.add_argument("--output_file", required=True)
     return parser

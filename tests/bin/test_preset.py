@@ -27,10 +27,10 @@ def kd_config(tmp_path: Path) -> Path:
     return path
 
 
-def merge(kd_config: Path, asr_config: Path) -> Path:
+def merge(kd_config: Path, asr_config: Path, command: str = "merge") -> Path:
     output = asr_config.parent / "exp" / "train.yaml"
     options = ["--kd_config", kd_config, "--asr_config", asr_config]
-    preset.main(list(map(str, ["merge", *options, "--output_file", output])))
+    preset.main(list(map(str, [command, *options, "--output_file", output])))
     return output
 
 
@@ -49,11 +49,62 @@ def test_a_training_configuration(kd_config: Path, tmp_path: Path):
     assert yaml.safe_load(output.read_text()) == dict(
         max_epoch=3, kd_conf=dict(rate="pool", hard_weight=0.5, losses=losses)
     )
-    assert output.read_text().startswith(
-        f"# {asr_config} with kd_conf of {kd_config}\n"
-    )
+    assert output.read_text().startswith(f"# {asr_config} with {kd_config}\n")
     assert [path.name for path in output.parent.iterdir()] == ["train.yaml"]
     assert list(yaml.safe_load(output.read_text())) == ["max_epoch", "kd_conf"]
+
+
+def test_options_of_training(kd_config: Path, tmp_path: Path):
+    training = dict(max_epoch=8, optim_conf=dict(lr=0.1), scheduler=None)
+    kd_config.write_text(yaml.safe_dump(dict(training=training)))
+    asr_config = tmp_path / "train.yaml"
+    asr_config.write_text(
+        "max_epoch: 3\noptim_conf: {lr: 1, eps: 2}\nscheduler: warmuplr\n"
+    )
+    assert yaml.safe_load(merge(kd_config, asr_config).read_text()) == dict(
+        max_epoch=8, optim_conf=dict(lr=0.1, eps=2), scheduler=None, kd_conf={}
+    )
+
+
+def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path):
+    """What its config.yaml says of model and training stays, the rest goes."""
+    stays = dict(
+        max_epoch=3,
+        seed=1,
+        optim="adam",
+        encoder_conf=dict(output_size=4),
+        model_conf=dict(ctc_weight=0.3),
+        frontend_conf=dict(fs="8k"),
+        valid_batch_type=None,
+    )
+    goes = dict(
+        config="conf/train.yaml",
+        output_dir="exp/asr",
+        ngpu=4,
+        dist_rank=0,
+        resume=True,
+        init_param=["x.pth"],
+        train_data_path_and_name_and_type=[["wav.scp", "speech", "sound"]],
+        valid_shape_file=["shape"],
+        token_list=["<blank>"],
+        normalize_conf=dict(stats_file="stats.npz"),
+        teacher_config=["exp/teacher/config.yaml"],
+        kd_conf=dict(hard_weight=0.1),
+        distributed=True,
+        version="202412",
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**stays, **goes}))
+    written = yaml.safe_load(merge(kd_config, config, "sparse").read_text())
+    kd_conf = dict(losses=[dict(nodes="path")], hard_weight=0.5)
+    assert written == dict(stays, kd_conf=kd_conf)
+
+
+def test_only_a_trained_model_goes_on(kd_config: Path, tmp_path: Path):
+    config = tmp_path / "train.yaml"
+    config.write_text("max_epoch: 3\n")
+    with pytest.raises(SystemExit, match="train.yaml: is no config.yaml of a trained"):
+        merge(kd_config, config, "sparse")
 
 
 def test_a_preset_without_losses(tmp_path: Path, capsys):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
 REPO = Path(__file__).parents[2]
@@ -37,14 +38,22 @@ CONFIG = dict(
     use_tensorboard=False,
     use_matplotlib=False,
 )
+SPARSE = dict(
+    kd_conf=dict(
+        losses=[dict(nodes=["frames", "tokens"], weight=0.1)],
+        pruning=dict(sparsity=0.6, end=2, every=1),
+    ),
+    training=dict(max_epoch=2),
+)
 DECODING = "beam_size: 3\nminlenratio: 0.15\nmaxlenratio: 0.3\n"
-# The student is its own teacher: two trainings and decodings are enough.
+# The student is its own teacher: three trainings and decodings are enough.
 OPTIONS = """--ngpu 0 --nj 1 --inference_nj 1 --fs 8k --token_type char --lang en
     --train_set train --unlabelled_set more --valid_set dev --test_sets dev
     --speed_perturb_factors 1.0|1.1 --use_lm false
     --asr_config conf/train.yaml --asr_tag small --teacher_asr_config conf/train.yaml
     --teacher_exp exp/asr_small --teacher_nbest 2 --kd_config conf/sequence.yaml
     --teacher_model valid.loss.ave.pth --inference_asr_model valid.loss.ave.pth
+    --sparse_config conf/sparse.yaml --sparse_args --seed|3
     --inference_config conf/decode.yaml --teacher_inference_config conf/decode.yaml"""
 
 
@@ -87,6 +96,7 @@ def recipe(tmp_path_factory) -> Path:
     (folder / "conf").mkdir()
     (folder / "conf" / "train.yaml").write_text(yaml.safe_dump(CONFIG))
     (folder / "conf" / "decode.yaml").write_text(DECODING)
+    (folder / "conf" / "sparse.yaml").write_text(yaml.safe_dump(SPARSE))
     (folder / "conf" / "sequence.yaml").write_bytes(
         (REPO / "conf" / "kd" / "sequence.yaml").read_bytes()
     )
@@ -128,12 +138,29 @@ def test_kd_set(recipe: Path):
     assert all(total == pytest.approx(1, abs=1e-6) for total in totals.values())
 
 
-def test_report_of_three_systems(recipe: Path):
+def test_report_of_four_systems(recipe: Path):
     report = json.loads(
-        (recipe / "exp" / "asr_small_kd_sequence" / "report_dev.json").read_text()
+        (recipe / "exp" / "asr_small_sparse_seed3" / "report_dev.json").read_text()
     )
     names = [system["name"] for system in report["systems"]]
-    assert names == ["teacher", "student", "student+KD"]
+    assert names == ["teacher", "student", "student+KD", "sparse"]
+
+
+def test_a_sparse_teacher(recipe: Path):
+    """Stage 11: the teacher itself, pruned; what is averaged is as sparse."""
+    sparse = recipe / "exp" / "asr_small_sparse_seed3"
+    config = yaml.safe_load((sparse / "config.yaml").read_text())
+    assert config["init_param"] == ["exp/asr_small/valid.loss.ave.pth"]
+    assert config["encoder_conf"] == CONFIG["encoder_conf"]
+    assert config["seed"] == 3
+    model = torch.load(sparse / "valid.loss.ave.pth")
+    for name, weight in model.items():
+        is_pruned = name.endswith("weight") and weight.dim() > 1 and "embed" not in name
+        if is_pruned or name == "encoder.embed.conv.0.weight":
+            zeros = int((weight == 0).sum())
+            assert zeros == int(0.6 * weight.numel() + 0.5), name
+    text = (sparse / "report_dev.md").read_text()
+    assert "Sparsity %" in text and "encoder.encoders.0.feed_forward.w_1.weight" in text
 
 
 def test_students_are_espnet_experiments(recipe: Path):
@@ -169,7 +196,7 @@ def test_another_training_in_the_same_folder_is_refused(recipe: Path):
         answer = kd(recipe, *stage, *option)
         assert answer.returncode != 0
         assert "exp/asr_small_kd_sequence holds a training with other" in answer.stderr
-        assert "give another --asr_tag or --kd_tag" in answer.stderr
+        assert "give another --asr_tag, --kd_tag or --sparse_tag" in answer.stderr
     after = {path.name: path.stat().st_mtime_ns for path in student.glob("*.*")}
     assert after.keys() == before.keys()
     assert after["config.yaml"] == before["config.yaml"]

@@ -72,6 +72,12 @@ kd_args=              # More training options with KD, e.g. "--kd_conf rate=pool
 kd_tag=               # Name of the KD set and student (default: from kd_config).
 kd_set_args=          # More options of espnet_kd.bin.kd_set.
 
+# Sparse student
+sparse_config=        # Preset or own file, e.g. conf/kd/sparse.yaml (default: none is made).
+sparse_args=          # More training options, e.g. "--kd_conf pruning.sparsity=0.6".
+sparse_tag=           # Part of its name (default: from sparse_config and sparse_args).
+sparse_exp=           # Its folder (default: named after the teacher and sparse_tag).
+
 # Decoding and report
 inference_config=         # Search.
 inference_args=           # More options of decoding.
@@ -231,10 +237,11 @@ esac
 token_dir=data/${_lang}token_list/${token_name}
 token_list=${token_list:-${token_dir}/tokens.txt}
 if [ "${token_type}" = bpe ]; then bpemodel=${bpemodel:-${token_dir}/bpe.model}; else bpemodel=none; fi
+tag_of_args() { echo "$1" | sed -e 's/--/\_/g' -e 's/[ |=/]//g'; } # tag_of_args ARGS
 tag_of() { # tag_of CONFIG ARGS
     local tag
     tag="$(name_of "$1")_${feats_type}_${_lang}${token_tag}"
-    [ -z "$2" ] || tag+=$(echo "$2" | sed -e 's/--/\_/g' -e 's/[ |=/]//g')
+    [ -z "$2" ] || tag+=$(tag_of_args "$2")
     [ -z "${speed_perturb_factors}" ] || tag+=_sp
     echo "${tag}"
 }
@@ -272,6 +279,10 @@ place_of() { # place_of FOLDER: where we put what a model said that another reci
 kd_tag=${kd_tag:-$([ -z "${kd_config}" ] || name_of "${kd_config}")}
 kd_data=${data_feats}/${train_set}_kd_${kd_tag}
 kd_exp=${asr_exp}_kd_${kd_tag}
+if [ -n "${sparse_config}" ]; then
+    sparse_tag=${sparse_tag:-$(name_of "${sparse_config}")$(tag_of_args "${sparse_args}")}
+    sparse_exp=${sparse_exp:-${expdir}/$(basename "${teachers[0]:-}")_${sparse_tag}}
+fi
 decode_dir=$(place_of "${teachers[0]:-}")
 inference_ngpu=0
 if [ "${gpu_inference}" = true ]; then
@@ -336,7 +347,7 @@ collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR [option...] (called 
         awk -v n="${tokens}" '{ print $0 "," n }' "${dir}/${part}/text_shape" >"${dir}/${part}/text_shape.${token_type}"
     done
 }
-refuse_other() { die "$1 holds a training with other options or data: give another --asr_tag or --kd_tag (a teacher: --teacher_exp), or delete the folder"; }
+refuse_other() { die "$1 holds a training with other options or data: give another --asr_tag, --kd_tag or --sparse_tag (a teacher: --teacher_exp), or delete the folder"; }
 is_foreign() { # is_foreign EXP: trained by asr.sh, so taken as it is
     [ ! -e "$1/.command" ] && [ -e "$1/config.yaml" ] || return
     compgen -G "$1/*.ave*.pth" >/dev/null || die "$1 holds a training that kd.sh did not begin and that has not ended: end it, or delete the folder"
@@ -513,6 +524,22 @@ if runs 8 "KD training set -> ${kd_data}"; then
         ${kd_set_options} ${tokenizing} --output_dir "${kd_data}" --shape_dir "${kd_data}_shapes"
 fi
 
+configure() { # configure EXP merge|sparse CONFIG PRESET: EXP/train.yaml
+    local exp=$1
+    ${python} -m espnet_kd.bin.preset "$2" --asr_config "$3" --kd_config "$4" --output_file "${exp}/train.new.yaml"
+    if [ -e "${exp}/checkpoint.pth" ] && ! cmp -s "${exp}/train.new.yaml" "${exp}/train.yaml"; then
+        rm "${exp}/train.new.yaml"
+        refuse_other "${exp}"
+    fi
+    mv "${exp}/train.new.yaml" "${exp}/train.yaml"
+}
+teach() { # sets teaching, the options that name the teachers
+    needs_teacher
+    made_by 5 "${teachers[@]/%//${teacher_model}}"
+    teaching=(--teacher_config "${teachers[@]/%//config.yaml}" --teacher_model_file "${teachers[@]/%//${teacher_model}}")
+    # shellcheck disable=SC2206
+    [ -z "${teacher_weights}" ] || teaching+=(--teacher_weight ${teacher_weights})
+}
 start=()
 [ -z "${pretrained_model}" ] || start=(--init_param "${pretrained_model}" --ignore_init_mismatch "${ignore_init_mismatch}")
 if runs 9 "student without KD on ${train_set} -> ${asr_exp}"; then
@@ -524,24 +551,21 @@ fi
 if runs 10 "student with KD on ${kd_data} -> ${kd_exp}"; then
     needs_teacher
     need kd_config
-    made_by 5 "${teachers[@]/%//${teacher_model}}"
-    ${python} -m espnet_kd.bin.preset merge --asr_config "${asr_config}" --kd_config "${kd_config}" --output_file "${kd_exp}/train.new.yaml"
-    if [ -e "${kd_exp}/checkpoint.pth" ] && ! cmp -s "${kd_exp}/train.new.yaml" "${kd_exp}/train.yaml"; then
-        rm "${kd_exp}/train.new.yaml"
-        refuse_other "${kd_exp}"
-    fi
-    mv "${kd_exp}/train.new.yaml" "${kd_exp}/train.yaml"
-    weights=()
-    # shellcheck disable=SC2206
-    [ -z "${teacher_weights}" ] || weights=(--teacher_weight ${teacher_weights})
+    teach
+    configure "${kd_exp}" merge "${asr_config}" "${kd_config}"
     # shellcheck disable=SC2086
     train "${asr_task}" "${kd_exp}/train.yaml" "${kd_data}" "${kd_data}_shapes" "${asr_stats_dir}" "${kd_exp}" \
-        "${pretrained_model%%:*} ${teachers[*]/%//${teacher_model}}" "${start[@]}" \
-        --teacher_config "${teachers[@]/%//config.yaml}" \
-        --teacher_model_file "${teachers[@]/%//${teacher_model}}" "${weights[@]}" ${asr_args} ${kd_args}
+        "${pretrained_model%%:*} ${teachers[*]/%//${teacher_model}}" "${start[@]}" "${teaching[@]}" ${asr_args} ${kd_args}
 fi
 
-if runs 11 "sparse student: gradual pruning is not there yet"; then :; fi
+if runs 11 "sparse student of ${teachers[0]:-} on ${teacher_train_set} -> ${sparse_exp:-nothing, no --sparse_config}" && [ -n "${sparse_config}" ]; then
+    teach
+    configure "${sparse_exp}" sparse "${teachers[0]}/config.yaml" "${sparse_config}"
+    # shellcheck disable=SC2086
+    train "$(task_of "${teachers[0]}")" "${sparse_exp}/train.yaml" "${data_feats}/${teacher_train_set}" \
+        "${teacher_stats_dir}/train" "${teacher_stats_dir}" "${sparse_exp}" "${teachers[*]/%//${teacher_model}}" \
+        --init_param "${teachers[0]}/${teacher_model}" "${teaching[@]}" ${sparse_args}
+fi
 
 systems() { # NAME TASK FOLDER CHECKPOINT of every system: teachers, student, student with KD
     local index
@@ -550,6 +574,7 @@ systems() { # NAME TASK FOLDER CHECKPOINT of every system: teachers, student, st
     done
     echo "student ${asr_task} ${asr_exp} ${inference_asr_model}"
     [ -z "${kd_tag}" ] || echo "student+KD ${asr_task} ${kd_exp} ${inference_asr_model}"
+    [ -z "${sparse_config}" ] || echo "sparse $(task_of "${teachers[0]:-}") ${sparse_exp} ${inference_asr_model}"
 }
 find_trained() { # sets trained, the systems that have a checkpoint; names those left out
     local name task exp model all
@@ -559,7 +584,7 @@ find_trained() { # sets trained, the systems that have a checkpoint; names those
         read -r name task exp model <<<"${system}"
         if [ -e "${exp}/${model}" ]; then trained+=("${system}"); else log "  ${name} is left out, no ${exp}/${model}"; fi
     done
-    [ ${#trained[@]} -gt 0 ] || die "nothing is trained: run stages 5, 9 and 10 first"
+    [ ${#trained[@]} -gt 0 ] || die "nothing is trained: run stages 5, 9, 10 and 11 first"
 }
 choose_search() { # choose_search NAME TASK FOLDER CHECKPOINT: sets search (options) and results (folder)
     local config=${inference_config} args=${inference_args} base=${3%/} tag=${inference_tag}
@@ -622,7 +647,9 @@ if runs 13 "scoring -> <results>/<set>/score_wer/result.md"; then
     done
 fi
 
-report_dir=$([ -n "${kd_tag}" ] && echo "${kd_exp}" || echo "${asr_exp}")
+report_dir=${asr_exp}
+[ -z "${kd_tag}" ] || report_dir=${kd_exp}
+[ -z "${sparse_config}" ] || report_dir=${sparse_exp}
 if runs 14 "report -> ${report_dir}/report_<set>.md"; then
     find_trained
     for set in ${test_sets}; do
