@@ -1,14 +1,20 @@
-"""Compare systems on one test set: error rates, their confidence, sizes and a plot."""
+"""Compare systems on one test set: error rates, their confidence, sizes and plots."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
+from espnet_kd.report.curves import Curve, plot_curves
+from espnet_kd.report.layers import layer_table
 from espnet_kd.report.render import as_json, markdown, plot, write_whole
 from espnet_kd.report.scoring import ScoredSet, read_text, score
 from espnet_kd.report.size import model_size
+from espnet_kd.report.sparsity import Weights, model_weights, stored_weights
 from espnet_kd.report.summary import Roles, System, summarise
 
 
@@ -36,7 +42,17 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "PTH"),
-        help="the model file of a system, to count its parameters",
+        help="the model file of a system, to count its parameters; where many of them "
+        "are zero, its layers and multiply-adds too, with the config.yaml beside it",
+    )
+    parser.add_argument(
+        "--curve",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("LABEL", "NAME"),
+        help="a line through the systems of these names in a plot of error rate "
+        "against sparsity, <output>_sparsity.png; give the option once per line",
     )
     parser.add_argument(
         "--teacher", help="system whose size the others are compared with"
@@ -75,6 +91,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = get_parser()
     args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         report(args)
     except (ValueError, OSError) as error:
@@ -93,6 +110,7 @@ def report(args: argparse.Namespace) -> None:
     for name, path in args.model:
         if name not in names:
             raise ValueError(f"--model {name} {path}: there is no --hyp {name}")
+    curves = _curves(args)
     sizes = {name: model_size(path) for name, path in args.model}
     systems = []
     for name, *paths in args.hyp:
@@ -102,12 +120,19 @@ def report(args: argparse.Namespace) -> None:
         systems.append(System(name, runs, sizes.get(name)))
     rows = summarise(systems, roles, args.resamples, args.seed, args.confidence)
 
-    table = markdown(rows, roles, args.unit, args.confidence, args.resamples)
+    weights = _weights(dict(args.model), bool(curves))
+    sparse = {name: each for name, each in weights.items() if each.is_sparse}
+    shown = weights if sparse else {}
+    table = markdown(
+        rows, roles, args.unit, args.confidence, args.resamples, weights=shown
+    )
+    table += "".join("\n" + layer_table(name, each) for name, each in sparse.items())
     print(table, end="")
     if args.output is None:
         return
     settings = {k: getattr(args, k) for k in ("ref", "unit", "scorer", "confidence")}
-    data = as_json(rows, roles, **settings, resamples=args.resamples, seed=args.seed)
+    settings.update(resamples=args.resamples, seed=args.seed)
+    data = as_json(rows, roles, shown, **settings)
     write_whole(args.output, lambda part: part.write_text(table, encoding="utf-8"))
     write_whole(
         args.output.with_suffix(".json"),
@@ -115,6 +140,33 @@ def report(args: argparse.Namespace) -> None:
     )
     if sizes:
         plot(rows, args.output.with_suffix(".png"), args.unit)
+    if curves:
+        sparsity = {name: each.sparsity for name, each in weights.items()}
+        path = args.output.with_name(f"{args.output.stem}_sparsity.png")
+        plot_curves(rows, sparsity, curves, path, args.unit)
+
+
+def _curves(args: argparse.Namespace) -> list[Curve]:
+    if args.curve and args.output is None:
+        raise ValueError("--curve: the plot lies beside the report, give --output")
+    known = {"--hyp": args.hyp, "--model": args.model}
+    for label, *names in args.curve:
+        if not names:
+            raise ValueError(f"--curve {label}: a label and at least one name, please")
+        for name in names:
+            for option, given in known.items():
+                if name not in [each for each, *_ in given]:
+                    raise ValueError(f"--curve {label}: there is no {option} {name}")
+    return [Curve(label, names) for label, *names in args.curve]
+
+
+def _weights(models: dict[str, str], wanted: bool) -> dict[str, Weights]:
+    """Weights of the models; nothing if none is sparse, unless they are wanted."""
+    stored = [stored_weights(path) for path in models.values()]
+    if not wanted and not any(each.is_sparse for each in stored):
+        return {}  # no ESPnet model needs to be built
+    bar = tqdm(models.items(), "multiply-adds", unit="model", disable=None)
+    return {name: model_weights(path) for name, path in bar}
 
 
 def _scored(refs: dict[str, str], path: str, args: argparse.Namespace) -> ScoredSet:

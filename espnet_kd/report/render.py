@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from espnet_kd.report.operations import LABELS_PER_SECOND, SECONDS
+from espnet_kd.report.sparsity import Weights
 from espnet_kd.report.summary import NO_ROLES, Roles, Row
 
-_RATE = {"word": "WER", "char": "CER"}
+NO_WEIGHTS: Mapping[str, Weights] = {}
+RATE_NAMES = {"word": "WER", "char": "CER"}
+_SPARSE_NOTES = {
+    "Sparsity %": "Sparsity: share of zeros in the weights of linear, convolutional "
+    "and recurrent layers; of a model whose config.yaml is not beside it or cannot be "
+    "used, in all weights of two or more dimensions.",
+    "Compressed, MB": "Compressed: one bit for each of these weights and the values "
+    "that are not zero, or dense where that is smaller; all the rest as it is. "
+    "Worked out, not written: espnet_kd.bin.export writes files.",
+    "Multiply-adds, M/s": "Multiply-adds: millions for a second of audio in greedy "
+    "decoding, without those whose weight is zero; counted on "
+    f"{SECONDS} s of noise with {LABELS_PER_SECOND} labels per second. Behind the "
+    "encoder, a transducer runs its prediction network for each label and its joint "
+    "network for each node of a path (frames + labels); other models run the attention "
+    "decoder in one pass and the CTC layer for each frame. Products of activations "
+    "(attention, mel filters) count, Fourier transforms and element-wise steps do not.",
+}
 
 
 def markdown(
@@ -19,9 +37,13 @@ def markdown(
     unit: str = "word",
     confidence: float = 0.95,
     resamples: int = 10_000,
+    weights: Mapping[str, Weights] = NO_WEIGHTS,
 ) -> str:
-    """The table, and below it what its columns mean. Empty columns are left out."""
-    rate = _RATE[unit]
+    """The table, and below it what its columns mean. Empty columns are left out.
+
+    ``weights`` of systems, by name, add what sparsity saves.
+    """
+    rate = RATE_NAMES[unit]
     several = any(len(row.run_rates) > 1 for row in rows)
     columns: dict[str, Callable[[Row], str]] = {
         "System": lambda r: _named(r.name, roles),
@@ -36,6 +58,7 @@ def markdown(
         "Parameters": lambda r: _count(r.parameters),
         "Size, MB": lambda r: "" if r.bytes is None else f"{r.bytes / 1e6:.2f}",
         "Compression": lambda r: _times(r.compression),
+        **_sparse_columns(weights),
         f"{rate} reduction %": lambda r: _percent(r.reduction, 1),
         "p": lambda r: "" if r.p_value is None else f"{r.p_value:.2g}",
         "Apart": lambda r: {None: "", True: "yes", False: "no"}[r.apart],
@@ -45,18 +68,37 @@ def markdown(
     cells = {title: column for title, column in cells.items() if any(column)}
     if not several:  # then it only says again what the rate says
         cells.pop("Apart", None)
+    notes = _notes(cells, roles, rate, resamples)
+    return "\n".join([*table(cells), "", *notes]) + "\n"
+
+
+def table(cells: Mapping[str, list[str]]) -> list[str]:
+    """Lines of a Markdown table of columns by title: names left, figures right."""
     widths = {t: max(map(len, (t, *column))) for t, column in cells.items()}
+    names, *_ = cells
     lines = [
         "| " + " | ".join(t.ljust(w) for t, w in widths.items()) + " |",
         "|" + "|".join("-" * (w + 1) + ":" for w in widths.values()) + "|",
     ]
-    lines[1] = lines[1].replace("-:", "--", 1)  # names to the left, figures right
-    for index in range(len(rows)):
+    lines[1] = lines[1].replace("-:", "--", 1)
+    for index in range(len(cells[names])):
         filled = [column[index].rjust(widths[title]) for title, column in cells.items()]
-        filled[0] = filled[0].strip().ljust(widths["System"])
+        filled[0] = cells[names][index].ljust(widths[names])
         lines.append("| " + " | ".join(filled) + " |")
-    notes = _notes(cells, roles, rate, resamples)
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return lines
+
+
+def _sparse_columns(weights: Mapping[str, Weights]) -> dict[str, Callable[[Row], str]]:
+    def of(show: Callable[[Weights], str]) -> Callable[[Row], str]:
+        return lambda row: show(weights[row.name]) if row.name in weights else ""
+
+    return {
+        "Sparsity %": of(lambda w: _percent(w.sparsity, 1)),
+        "Compressed, MB": of(lambda w: f"{w.compressed_bytes / 1e6:.2f}"),
+        "Multiply-adds, M/s": of(
+            lambda w: "" if w.total is None else f"{w.total.nonzero / 1e6:.2f}"
+        ),
+    }
 
 
 def _notes(
@@ -69,6 +111,7 @@ def _notes(
         f"({resamples} resamples).",
         "Spread": "Spread: highest minus lowest run; Std: standard deviation of runs.",
         "Compression": f"Compression: parameters of {roles.teacher} over parameters.",
+        **_SPARSE_NOTES,
         f"{rate} reduction %": f"{rate} reduction: relative, against {base}.",
         "p": f"p: two-sided paired bootstrap against {base} (Bisani and Ney, 2004).",
         "Apart": f"Apart: all runs are better (or all worse) than all runs of {base}.",
@@ -118,7 +161,7 @@ def plot(rows: list[Row], path: str | Path, unit: str = "word") -> None:
     axes.set(
         xscale="log",
         xlabel="parameters (systems of one size stand side by side)",
-        ylabel=f"{_RATE[unit]} %",
+        ylabel=f"{RATE_NAMES[unit]} %",
         ylim=(0, top),
     )
     sizes = [row.parameters for row in rows]
@@ -130,10 +173,22 @@ def plot(rows: list[Row], path: str | Path, unit: str = "word") -> None:
         pyplot.close(figure)
 
 
-def as_json(rows: list[Row], roles: Roles, **settings: object) -> str:
-    """Rows, roles and settings for a program to read; rates are fractions."""
+def as_json(
+    rows: list[Row],
+    roles: Roles,
+    weights: Mapping[str, Weights] = NO_WEIGHTS,
+    **settings: object,
+) -> str:
+    """Rows, roles and settings for a program to read; rates are fractions.
+
+    A system that is among ``weights`` tells every layer; sizes in bytes.
+    """
+    systems = [asdict(row) for row in rows]
+    for system in systems:
+        if system["name"] in weights:
+            system["weights"] = asdict(weights[system["name"]])
     return json.dumps(
-        {**settings, "roles": vars(roles), "systems": [asdict(row) for row in rows]},
+        {**settings, "roles": vars(roles), "systems": systems},
         indent=2,
         ensure_ascii=False,
     )

@@ -34,6 +34,15 @@ def model_size(path: str | Path) -> ModelSize:
     Raises:
         ValueError: the file holds something else, say a trainer's ``checkpoint.pth``.
     """
+    tensors = distinct(read_tensors(path))
+    return ModelSize(
+        parameters=sum(t.numel() for name, t in tensors.items() if not is_buffer(name)),
+        bytes=stored_bytes(tensors),
+    )
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """The floating point tensors of a ``state_dict``; raises as `model_size` does."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -43,16 +52,33 @@ def model_size(path: str | Path) -> ModelSize:
     if not isinstance(state, dict):
         raise _not_a_model(path)
     tensors = {
-        (t.data_ptr(), t.shape): (name, t)
-        for name, t in state.items()
-        if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel()
-    }.values()
+        name: tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.numel()
+    }
     if not tensors:
         raise _not_a_model(path)
-    return ModelSize(
-        parameters=sum(t.numel() for name, t in tensors if not _BUFFERS.search(name)),
-        bytes=sum(t.numel() * t.element_size() for _, t in tensors),
-    )
+    return tensors
+
+
+def distinct(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor once, under the first of its names."""
+    first: dict[tuple, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: tensors[name] for name in first.values()}
+
+
+def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Bytes of the values of all distinct tensors."""
+    return sum(t.numel() * t.element_size() for t in distinct(tensors).values())
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a stored tensor is one that nothing learns."""
+    return _BUFFERS.search(name) is not None
 
 
 def _not_a_model(path: str | Path) -> ValueError:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
 
 from espnet_kd.bin.report import main
 from espnet_kd.report.render import write_whole
+from tests.tasks.recipe import Recipe
 
 REF = "a one two three\nb four five\nc six\n"
 
@@ -67,6 +69,79 @@ def test_table_json_and_plot(exp, capsys):
     assert len(os.listdir(output.parent)) == 3  # no temporary file is left
 
 
+@pytest.fixture
+def models(exp):
+    """Options: a dense teacher and sparse students; one has an ESPnet configuration."""
+    recipe = Recipe(exp)
+    config, checkpoint = recipe.teacher("asr_transducer")
+    state = torch.load(checkpoint)
+    for name, weight in state.items():
+        if "weight" in name and weight.dim() > 1 and "embed" not in name:
+            weight.view(-1)[: weight.numel() // 2] = 0
+    (exp / "half").mkdir()
+    shutil.copy(config, exp / "half" / "config.yaml")
+    torch.save(state, exp / "half" / "m.pth")
+    torch.save({"w": torch.tensor([[0.0, 0, 0, 1]])}, exp / "student.pth")
+    paths = {"teacher": checkpoint, "student": exp / "half" / "m.pth"}
+    paths["student+kd"] = exp / "student.pth"
+    return [x for name, path in paths.items() for x in ("--model", name, path)]
+
+
+def test_sparse_systems(exp, models, capsys):
+    output = exp / "report" / "test.md"
+    curves = ["--curve", "plain", "student", "teacher", "--curve", "kd"]
+    curves += ["student+kd", "teacher"]
+    assert main(options(exp, *models, *curves, "--output", output)) == 0
+    text = output.read_text()
+    assert capsys.readouterr().out == text
+    table, *more = text.split("\n## ")
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in table.split("\n")]
+    cells = {row[0]: dict(zip(lines[0], row)) for row in lines[2:5]}
+    assert [cells[name]["Sparsity %"] for name in cells][::2] == ["0.0", "75.0"]
+    assert 40 < float(cells["student"]["Sparsity %"]) < 50
+    assert cells["teacher"]["Compressed, MB"] == cells["teacher"]["Size, MB"]
+    operations = [float(cells[n]["Multiply-adds, M/s"]) for n in ("teacher", "student")]
+    assert operations[1] < operations[0]
+    assert cells["student+kd"]["Multiply-adds, M/s"] == ""
+    assert [part.split("\n")[0] for part in more] == [
+        "Layers of student",
+        "Layers of student+kd",
+    ]
+
+    stored = json.loads(output.with_suffix(".json").read_text())
+    teacher, student, kd = (system["weights"] for system in stored["systems"])
+    assert teacher["sparsity"] == 0 and student["layers"][-1]["sparsity"] > 0
+    assert student["total"]["dense"] == teacher["total"]["dense"] > 0
+    assert student["total"]["nonzero"] < student["total"]["dense"]
+    assert kd["layers"][0] == {
+        "name": "w",
+        "shape": [1, 4],
+        "zeros": 3,
+        "sparsity": 0.75,
+        "bytes": 16,
+        "compressed_bytes": 1 + 4,
+        "multiply_adds": None,
+    }
+    plot = output.with_name("test_sparsity.png").read_bytes()
+    assert plot.startswith(b"\x89PNG\r\n")
+    assert len(os.listdir(output.parent)) == 4
+
+
+def test_without_zeros_nothing_is_said_of_sparsity(exp, capsys):
+    torch.save({"w": torch.ones(4, 100)}, exp / "student.pth")
+    model = ["--model", "student", exp / "student.pth"]
+    curve = ["--curve", "flat", "student", "--output", exp / "out" / "r.md"]
+    assert main(options(exp, *model)) == 0
+    table = capsys.readouterr().out
+    assert "Size, MB" in table
+    for word in ("Sparsity", "Compressed", "Multiply", "Layers of"):
+        assert word not in table
+    assert main(options(exp, *model, *curve)) == 0
+    assert capsys.readouterr().out == table
+    assert "weights" not in (exp / "out" / "r.json").read_text()
+    assert (exp / "out" / "r_sparsity.png").exists()
+
+
 def test_the_same_seed_gives_the_same_report(exp, capsys):
     texts = []
     for seed in (1, 1, 2):
@@ -101,6 +176,10 @@ def test_missing_utterances_stop_the_report(exp, capsys):
         (["--model", "other", "x.pth"], "there is no --hyp other"),
         (["--hyp", "lonely"], "--hyp lonely: a name and at least one text"),
         (["--hyp", "absent", "no/such/text"], "no/such/text"),
+        (["--curve", "kd", "student"], "--curve: the plot lies beside"),
+        (["--curve", "kd", "--output", "x"], "--curve kd: a label and at least"),
+        (["--curve", "kd", "sparse", "--output", "x"], "kd: there is no --hyp sparse"),
+        (["--curve", "a", "student", "--output", "x"], "there is no --model student"),
         (["--confidence", "95"], "--confidence lies between 0 and 1"),
     ],
 )

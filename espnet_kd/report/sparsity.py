@@ -1,0 +1,218 @@
+"""How sparse the layers of a model are, and what that saves in bytes and operations."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from espnet_kd.report.operations import Counts, Operations, operations
+from espnet_kd.report.size import distinct, is_buffer, read_tensors, stored_bytes
+from espnet_kd.student.sparsity import prunable_weights
+from espnet_kd.teacher.loading import load_model, read_config, sampling_rate_of
+
+SPARSE = 0.01  # share of zeros above which a model counts as sparse
+
+
+@dataclass(frozen=True)
+class MultiplyAdds:
+    """Per second of audio: all, and those whose weight is not zero."""
+
+    dense: float
+    nonzero: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight. `bytes` as it is stored, `compressed_bytes` with zeros left out."""
+
+    name: str
+    shape: list[int]
+    zeros: int
+    sparsity: float
+    bytes: int
+    compressed_bytes: int
+    multiply_adds: MultiplyAdds | None
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a model file holds.
+
+    Attributes:
+        layers: the weights that can be pruned.
+        sparsity: share of zeros in `layers`.
+        bytes, compressed_bytes: of all floating point tensors; only `layers` are
+            compressed.
+        encoder, decoder: multiply-adds of the encoder and of all that comes behind it;
+            None for a model that was not run.
+        products, other: the parts of these without a weight, and with a weight that is
+            not among `layers`. `total` = encoder + decoder = layers + products + other.
+    """
+
+    layers: list[Layer]
+    sparsity: float
+    bytes: int
+    compressed_bytes: int
+    encoder: MultiplyAdds | None = None
+    decoder: MultiplyAdds | None = None
+    products: MultiplyAdds | None = None
+    other: MultiplyAdds | None = None
+    total: MultiplyAdds | None = None
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.sparsity > SPARSE
+
+
+def stored_weights(path: str | Path) -> Weights:
+    """Read the zeros of a model's state_dict, without building the model.
+
+    Its layers are all floating point tensors of two or more dimensions.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    tensors = distinct(read_tensors(path))
+    layers = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dim() > 1 and not is_buffer(name)
+    ]
+    return weights_of(tensors, layers, None)
+
+
+def model_weights(path: str | Path) -> Weights:
+    """`stored_weights`, and more where a config.yaml lies beside the file (or link).
+
+    Then the layers are those that pruning acts upon, and multiply-adds are counted. A
+    model that cannot be built or run is named in a warning.
+
+    Raises:
+        ValueError: the file is not a model's state_dict.
+    """
+    tensors = read_tensors(path)
+    config = Path(path).parent / "config.yaml"
+    if not config.exists():
+        return stored_weights(path)
+    model = _try(f"{config}: building the model", _build, config, path, tensors)
+    if model is None:
+        return stored_weights(path)
+    counted = _try(f"{config}: running the model on noise", _count, config, model)
+    return weights_of(tensors, prunable_weights(model), counted)
+
+
+def _build(config: Path, path: str | Path, tensors: dict[str, Tensor]) -> nn.Module:
+    with redirect_stdout(sys.stderr):  # ESPnet prints while it is imported
+        model = load_model(config, path)
+    # ESPnet loads whatever fits and says nothing of the rest.
+    absent = [name for name, _ in model.named_parameters() if name not in tensors]
+    if absent:
+        raise ValueError(f"{path} lacks {len(absent)} parameters of it, {absent[0]}")
+    return model
+
+
+def _count(config: Path, model: nn.Module) -> Operations:
+    return operations(model, sampling_rate_of(read_config(config)))
+
+
+def compressed_bytes(tensor: Tensor) -> int:
+    """One bit for each value and the values that are not zero, or dense if smaller."""
+    values = int(tensor.count_nonzero()) * tensor.element_size()
+    return min(
+        tensor.numel() * tensor.element_size(), (tensor.numel() + 7) // 8 + values
+    )
+
+
+def total_of(costs: Iterable[MultiplyAdds | None]) -> MultiplyAdds | None:
+    """Their sum; None if one is not known."""
+    costs = list(costs)
+    if None in costs:
+        return None
+    return MultiplyAdds(sum(c.dense for c in costs), sum(c.nonzero for c in costs))
+
+
+def weights_of(
+    tensors: dict[str, Tensor], names: Iterable[str], counted: Operations | None
+) -> Weights:
+    """Put together what is stored in tensors, which of them are layers, and counts."""
+    layers = [_layer(name, tensors[name], counted) for name in names]
+    values = sum(layer.values for layer in layers)
+    size = stored_bytes(tensors)
+    saved = sum(layer.bytes - layer.compressed_bytes for layer in layers)
+    costs = {}
+    if counted is not None:
+        encoder, decoder = (
+            total_of([_cost(part.applied, tensors), _products(part)])
+            for part in (counted.encoder, counted.decoder)
+        )
+        other = counted.encoder.applied + counted.decoder.applied
+        for layer in layers:
+            other.pop(layer.name, None)
+        costs = dict(
+            encoder=encoder,
+            decoder=decoder,
+            products=total_of(map(_products, (counted.encoder, counted.decoder))),
+            other=_cost(other, tensors),
+            total=total_of([encoder, decoder]),
+        )
+    return Weights(
+        layers=layers,
+        sparsity=sum(layer.zeros for layer in layers) / values if values else 0.0,
+        bytes=size,
+        compressed_bytes=size - saved,
+        **costs,
+    )
+
+
+def _layer(name: str, tensor: Tensor, counted: Operations | None) -> Layer:
+    zeros = tensor.numel() - int(tensor.count_nonzero())
+    cost = None
+    if counted is not None:
+        times = counted.encoder.applied[name] + counted.decoder.applied[name]
+        cost = _cost({name: times}, {name: tensor})
+    return Layer(
+        name=name,
+        shape=list(tensor.shape),
+        zeros=zeros,
+        sparsity=zeros / tensor.numel(),
+        bytes=tensor.numel() * tensor.element_size(),
+        compressed_bytes=compressed_bytes(tensor),
+        multiply_adds=cost,
+    )
+
+
+def _cost(applied: Mapping[str, float], tensors: Mapping[str, Tensor]) -> MultiplyAdds:
+    return MultiplyAdds(
+        sum(times * tensors[name].numel() for name, times in applied.items()),
+        sum(
+            times * int(tensors[name].count_nonzero())
+            for name, times in applied.items()
+        ),
+    )
+
+
+def _products(counts: Counts) -> MultiplyAdds:
+    return MultiplyAdds(counts.products, counts.products)
+
+
+def _try(task: str, function: Callable, *args: Any) -> Any:
+    """What a function returns; None and a warning where ESPnet fails in any way."""
+    try:
+        return function(*args)
+    except Exception as error:
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 400)
+        logging.warning(f"{task} failed, multiply-adds are left out ({reason})")
+        return None
