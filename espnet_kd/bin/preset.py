@@ -18,7 +18,7 @@ import yaml
 from espnet_kd.student.config import parse_kd_conf
 
 SECTIONS = ("kd_set", "kd_conf", "training")
-# What a trained model's config.yaml says of its run and data, not of model and training.
+# What a trained model's config.yaml says of one run and its data.
 OF_ONE_RUN = re.compile(
     "config|print_config|log_level|dry_run|output_dir|ngpu|dist_.*|local_rank"
     "|multiprocessing_distributed|collect_stats|write_collected_feats|resume|required"

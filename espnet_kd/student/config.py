@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Mapping
 
 from espnet_kd.student.fields import integer, number, one_of
+from espnet_kd.student.growth.initialisation import InitConf
 from espnet_kd.student.pruning import PruningConf
 from espnet_kd.student.schedules import Schedule, Scheduled, at, parse_scheduled
 
@@ -207,6 +208,8 @@ class KDConf:
         tolerance: the backward pass leaves out nodes of a lattice whose largest
             gradient is below this fraction of the batch's largest; 0 is exact.
         pruning: makes the student sparse while it learns, with or without KD.
+        init_from_teacher: layers and widths that the student takes from a teacher
+            before it is trained, with or without KD.
     """
 
     losses: tuple[LossConf, ...] = field(default_factory=tuple)
@@ -217,6 +220,7 @@ class KDConf:
     lean_joint: bool | None = None
     tolerance: float = 0.0
     pruning: PruningConf | None = None
+    init_from_teacher: InitConf | None = None
 
     def __post_init__(self) -> None:
         _schedulable(self, "hard_weight", minimum=0)
@@ -255,8 +259,9 @@ def parse_kd_conf(conf: Mapping[str, Any]) -> KDConf:
     conf["losses"] = _parse_list(LossConf, conf, "losses", "`- nodes: ...`")
     hint = "`- {student: ..., teacher: ...}`"
     conf["hidden"] = _parse_list(HiddenConf, conf, "hidden", hint)
-    if conf.get("pruning") is not None:
-        conf["pruning"] = _build(PruningConf, conf["pruning"], "kd_conf.pruning")
+    for name, cls in (("pruning", PruningConf), ("init_from_teacher", InitConf)):
+        if conf.get(name) is not None:
+            conf[name] = _build(cls, conf[name], f"kd_conf.{name}")
     return _build(KDConf, conf, "kd_conf")
 
 

@@ -14,11 +14,17 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_kd import standin
 from espnet_kd.student.config import KDConf, parse_kd_conf
+from espnet_kd.student.growth.initialisation import InitConf, init_from_teacher
 from espnet_kd.student.lengths import use_true_lengths
 from espnet_kd.student.model import Student, check_weightable, make_student
 from espnet_kd.student.pruning import make_pruner
 from espnet_kd.tasks.trainer import KDTrainer, follow
-from espnet_kd.teacher.loading import load_model, read_config, sampling_rate_of
+from espnet_kd.teacher.loading import (
+    load_model,
+    load_stock_model,
+    read_config,
+    sampling_rate_of,
+)
 
 
 class KDTaskMixin:
@@ -78,6 +84,9 @@ class KDTaskMixin:
         model = super().build_model(args)
         if args.collect_stats:
             return model
+        if conf.init_from_teacher is not None:
+            with _refusing():
+                _grow(model, conf.init_from_teacher, args)
         is_kd = _is_kd(args, conf)
         if is_kd if conf.true_lengths is None else conf.true_lengths:
             use_true_lengths(model)
@@ -142,12 +151,13 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
                 f"{name}: pruning needs every weight and its moments on each rank; "
                 f"leave {name} out, or kd_conf.pruning"
             )
-    if not _is_kd(args, conf) and conf.pruning is None:
+    if not (_is_kd(args, conf) or conf.pruning or conf.init_from_teacher):
         return
     if getattr(args, "ngpu", 0) > 1 and not torch.distributed.is_initialized():
         raise ValueError(
             f"ngpu: {args.ngpu} without multiprocessing_distributed is DataParallel, "
-            "which cannot hold a teacher; add --multiprocessing_distributed true"
+            "which can neither hold a teacher nor prune; add "
+            "--multiprocessing_distributed true"
         )
     if torch.distributed.is_initialized() and any(
         "sequence" in loss.nodes for loss in conf.losses
@@ -158,11 +168,11 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
             "hypotheses in the data instead (kd_set --weights posterior)"
         )
     configs, files = args.teacher_config, args.teacher_model_file
-    if conf.needs_teacher and not configs:
-        listed = "losses" if conf.losses else "hidden"
+    asking = [n for n in ("losses", "hidden", "init_from_teacher") if getattr(conf, n)]
+    if asking and not configs:
         raise ValueError(
-            f"teacher_config: kd_conf lists {listed} but there is no teacher; give "
-            f"--teacher_config and --teacher_model_file, or empty kd_conf.{listed}"
+            f"teacher_config: kd_conf has {asking[0]} but there is no teacher; give "
+            f"--teacher_config and --teacher_model_file, or empty kd_conf.{asking[0]}"
         )
     if len(configs) != len(files):
         raise ValueError(
@@ -179,6 +189,17 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
             f"teacher_weight: {args.teacher_weight} must be numbers above 0; "
             "leave a teacher out instead"
         )
+
+
+def _grow(model: torch.nn.Module, conf: InitConf, args: argparse.Namespace) -> None:
+    index = conf.teacher_index
+    if index >= len(args.teacher_config):
+        raise ValueError(
+            f"kd_conf.init_from_teacher.teacher_index: {index}, but teacher_config has "
+            f"{len(args.teacher_config)} teachers, counted from 0"
+        )
+    config, file = args.teacher_config[index], args.teacher_model_file[index]
+    init_from_teacher(model, load_stock_model(config, file), conf, config)
 
 
 def _is_positive(weight: object) -> bool:

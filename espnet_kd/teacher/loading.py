@@ -53,7 +53,18 @@ def task_of(config: str | Path) -> TaskName:
 def load_model(
     config: str | Path, model_file: str | Path, device: str = "cpu"
 ) -> torch.nn.Module:
-    """Build a trained ESPnet model, in evaluation mode and without gradients.
+    """`load_stock_model` with true lengths, in evaluation mode, without gradients."""
+    from espnet_kd.student.lengths import use_true_lengths
+
+    model = load_stock_model(config, model_file, device)
+    use_true_lengths(model)
+    return model.eval().requires_grad_(False)
+
+
+def load_stock_model(
+    config: str | Path, model_file: str | Path, device: str = "cpu"
+) -> torch.nn.Module:
+    """Build a trained ESPnet model.
 
     The token list, the BPE model and the statistics named in the configuration are
     looked up from the current folder, as ESPnet does: call it from the recipe folder.
@@ -66,7 +77,6 @@ def load_model(
     from espnet2.tasks.asr_transducer import ASRTransducerTask
 
     from espnet_kd import standin
-    from espnet_kd.student.lengths import use_true_lengths
 
     standin.install()
     if not Path(model_file).is_file():
@@ -82,5 +92,4 @@ def load_model(
             f"{config}: it names {error.filename}, which is not found from the current "
             "folder; run from the recipe folder in which the model was trained"
         ) from error
-    use_true_lengths(model)
-    return model.eval().requires_grad_(False)
+    return model

@@ -30,9 +30,7 @@ def test_mistakes_in_kd_conf(recipe: Recipe):
 
 
 def test_a_missing_teacher(recipe: Recipe):
-    refused(
-        recipe, "teacher_config: kd_conf lists losses but .*--teacher_conf", **FRAMES
-    )
+    refused(recipe, "teacher_config: kd_conf has losses but .*--teacher_conf", **FRAMES)
     model = teachers(recipe.teacher("hybrid"))
     no_config = dict(model, teacher_config=["exp/none/config.yaml"])
     refused(recipe, "exp/none/config.yaml: no such model conf", **no_config, **FRAMES)
@@ -157,7 +155,7 @@ def test_a_refusal_ends_the_command_with_one_line(recipe: Recipe):
     )
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("asr_train: teacher_config: kd_conf lists losses but there")
+    assert last.startswith("asr_train: teacher_config: kd_conf has losses but there")
     assert "Traceback" not in run.stderr
     assert not list((recipe.folder / "refused").glob("*.pth"))
 

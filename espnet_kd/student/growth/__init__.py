@@ -1,0 +1,1 @@
+"""Students that start from the weights of a larger teacher."""

@@ -1,0 +1,162 @@
+"""`kd_conf.init_from_teacher`: a student that starts from its teacher's weights.
+
+The student takes some of the teacher's layers, and of each the leading units, heads
+and channels (`espnet_kd.student.growth.layouts`). A student of the teacher's size
+becomes the teacher.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from espnet_kd.student.fields import integer
+from espnet_kd.student.growth.axes import cut, misfit, sizes_cut
+from espnet_kd.student.growth.layouts import layouts
+from espnet_kd.student.growth.parts import (
+    FIELD,
+    Layers,
+    Part,
+    has_state,
+    match_parts,
+    matched_names,
+)
+
+LISTED = ("encoder", "decoder")  # parts whose layers may be listed
+
+
+@dataclass(frozen=True)
+class InitConf:
+    """Which teacher, and which of its layers, a student starts from.
+
+    Attributes:
+        layers: `even` (evenly spaced layers, the first and the last among them), a
+            list of the teacher's encoder layers, counted from 0, one for each of the
+            student's, or a mapping {encoder: even or a list, decoder: even or a list}.
+        teacher_index: which teacher, from 0, in the order of `teacher_config`.
+    """
+
+    layers: Layers | Mapping[str, Layers] = "even"
+    teacher_index: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, Mapping):
+            for part, layers in self.layers.items():
+                if part not in LISTED:
+                    raise ValueError(f"layers: {part!r} is none of {list(LISTED)}")
+                _check_layers(f"layers.{part}", layers)
+        else:
+            _check_layers("layers", self.layers)
+        integer("teacher_index", self.teacher_index, minimum=0)
+
+    def of(self, part: str) -> Layers:
+        """`even` or the listed layers for a part of the model."""
+        if isinstance(self.layers, Mapping):
+            return self.layers.get(part, "even")
+        return self.layers if part == "encoder" else "even"
+
+
+def init_from_teacher(
+    student: nn.Module, teacher: nn.Module, conf: InitConf, name: str
+) -> dict[str, str]:
+    """Copy the teacher's parameters and buffers into the student, cut where smaller.
+
+    A part (decoder, ctc, joint_network ..) that the teacher does not have, or has of
+    another class, is left as it is; the encoder must be taken over.
+
+    Args:
+        student: stock ESPnet model, changed in place.
+        teacher: stock ESPnet model of the same task.
+        conf: which layers.
+        name: the teacher's name, for messages.
+
+    Returns:
+        Name of the teacher's tensor for each tensor of the student that was set.
+
+    Raises:
+        ValueError: the student is wider or deeper than the teacher, or parts of the
+            same class do not fit; the student is unchanged then.
+    """
+    if list(student.token_list) != list(teacher.token_list):
+        raise ValueError(
+            f"{FIELD}: the student's token list ({len(student.token_list)} tokens) is "
+            f"not that of {name} ({len(teacher.token_list)} tokens); use the teacher's"
+        )
+    listed = {part: conf.of(part) for part in LISTED}
+    parts, left = match_parts(student, teacher, listed, name)
+    ours, theirs = layouts(student), layouts(teacher)
+    source, target = teacher.state_dict(), student.state_dict()
+    names: dict[str, str] = {}
+    for part in parts:
+        names.update(matched_names(part, target, source))
+    for ours_name, their_name in names.items():
+        reason = misfit(ours[ours_name], theirs[their_name])
+        if reason:
+            raise ValueError(
+                f"{FIELD}: {ours_name} of the student and {their_name} of {name} "
+                f"{reason}"
+            )
+        _check_filters(ours_name, target, source[their_name], name)
+    with torch.no_grad():
+        for ours_name, their_name in names.items():
+            value = cut(source[their_name], ours[ours_name], theirs[their_name])
+            target[ours_name].copy_(value)
+    cuts = set().union(*(sizes_cut(ours[s], theirs[t]) for s, t in names.items()))
+    _log(parts, left, cuts, teacher, name)
+    return names
+
+
+def _check_layers(name: str, layers: Any) -> None:
+    if layers == "even":
+        return
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise ValueError(
+            f"{name}: {layers!r} is neither even nor a list of the teacher's layers"
+            + (", nor {encoder: ..., decoder: ...}" if name == "layers" else "")
+        )
+    for index, layer in enumerate(layers):
+        integer(f"{name}[{index}]", layer, minimum=0)
+
+
+def _check_filters(
+    name: str, student: dict[str, Tensor], value: Tensor, teacher: str
+) -> None:
+    """Refuse other mel filters of the same shape: the features would differ."""
+    if name.endswith(".melmat") and not torch.allclose(
+        student[name], value.to(student[name])
+    ):
+        raise ValueError(
+            f"{FIELD}: {name} of the student differs from that of {teacher}; give the "
+            "student the teacher's frontend_conf (fs, fmin, fmax)"
+        )
+
+
+def _log(
+    parts: list[Part],
+    left: list[str],
+    cuts: set[tuple[int, int]],
+    teacher: nn.Module,
+    name: str,
+) -> None:
+    layers = [
+        f"{part.path} layers {' '.join(map(str, part.taken))} of {part.stack.depth}"
+        for part in parts
+        if part.stack
+    ]
+    widths = [f"{large} to {small}" for large, small in sorted(cuts)]
+    known = {*left, *(part.path for part in parts)}
+    unused = [p for p, m in teacher.named_children() if has_state(m) and p not in known]
+    logging.info(
+        "Student initialised from %s: %s; %s; sizes cut: %s; left at their own start: "
+        "%s; not taken: %s",
+        name,
+        ", ".join(part.path for part in parts),
+        ", ".join(layers) or "no layers",
+        ", ".join(widths) or "none",
+        ", ".join(left) or "nothing",
+        ", ".join(unused) or "nothing",
+    )
