@@ -81,7 +81,7 @@ class PruningConf:
         one_of("ranking", self.ranking, ("layer", "global"))
         for name in ("parameters", "exclude", "others"):
             patterns = getattr(self, name)
-            if isinstance(patterns, str) or not all(
+            if not isinstance(patterns, (list, tuple)) or not all(
                 isinstance(each, str) for each in patterns
             ):
                 raise ValueError(f"{name}: {patterns!r} is not a list of patterns")
@@ -201,8 +201,8 @@ class Pruner:
         if differing:
             raise ValueError(
                 f"kd_conf.pruning: the checkpoint pruned other parameters, say "
-                f"{differing[0]}; resume with the same parameters, exclude and others, "
-                "or start in a new folder"
+                f"{differing[0]}; resume with the same pattern, parameters, exclude "
+                "and others, or start in a new folder"
             )
         for name, weight in self.weights.items():
             self.pruned[name] = state["pruned"][name].to(weight.device)

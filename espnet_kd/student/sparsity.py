@@ -35,7 +35,7 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         for module in modules
         if isinstance(module, _WITH_WEIGHTS)
         for name, parameter in module.named_parameters(recurse=False)
-        if name.startswith("weight")
+        if name.startswith("weight") and name != "weight_g"  # a norm, of weight_norm
     }
     return {
         name: parameter
@@ -104,13 +104,14 @@ class TwoOfFour:
 
     def scores(self, weight: Tensor) -> Tensor:
         """Magnitude lost with each unit, (units,)."""
-        return weight.abs().view(-1, 4).topk(2, largest=False).values.sum(1)
+        groups = weight.abs().reshape(-1, 4)
+        return groups.gather(1, _two_smallest(groups)).sum(1)
 
     def mask(self, weight: Tensor, units: Tensor) -> Tensor:
         """Of the weights of the units (units,) that are True; shape of `weight`."""
-        smallest = weight.abs().view(-1, 4).topk(2, largest=False).indices
-        pruned = torch.zeros_like(weight, dtype=torch.bool).view(-1, 4)
-        pruned.scatter_(1, smallest, units.unsqueeze(1).expand(-1, 2))
+        groups = weight.abs().reshape(-1, 4)
+        pruned = torch.zeros_like(groups, dtype=torch.bool)
+        pruned.scatter_(1, _two_smallest(groups), units.unsqueeze(1).expand(-1, 2))
         return pruned.view(weight.shape)
 
 
@@ -134,4 +135,9 @@ def parse_pattern(pattern: str) -> Blocks | TwoOfFour:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    return weight.flatten(1) if weight.dim() > 1 else weight.unsqueeze(0)
+    return weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)
+
+
+def _two_smallest(groups: Tensor) -> Tensor:
+    """Places (N, 2) in groups (N, 4), the first ones among equals."""
+    return groups.sort(dim=1, stable=True).indices[:, :2]

@@ -24,6 +24,10 @@ class KDOptimizer:
 
     def step(self, *args, **kwargs) -> Any:
         result = super().step(*args, **kwargs)
+        # Where GradScaler leaves it to the optimiser to skip a step, as to a fused one.
+        overflow = getattr(self, "found_inf", None)
+        if overflow is not None and overflow.item():
+            return result
         self.student.updates += 1
         if self.student.pruner is not None:
             self.student.pruner.after_update(self.student.updates, self)
@@ -78,7 +82,7 @@ class SparseReporter(Reporter):
         self, key: str, key2: str, mode: str
     ) -> list[tuple[int, float]]:
         ranked = super().sort_epochs_and_values(key, key2, mode)
-        left = {e: self.stats[e].get(key, {}).get("pruning_left", 0) for e, _ in ranked}
+        left = {e: self.stats[e].get(key, {}).get("pruning_left", 1) for e, _ in ranked}
         least = min(left.values())
         return [(epoch, value) for epoch, value in ranked if left[epoch] == least]
 

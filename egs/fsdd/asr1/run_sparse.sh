@@ -6,7 +6,7 @@ set -euo pipefail
 
 seeds=${SEEDS:-0 1 2}
 parallel=${PARALLEL:-2} # trainings at a time, one thread each
-levels=${LEVELS:-0 0.6 0.9}
+levels=${LEVELS:-0.9 0.6 0}
 tag=decode_asr_model_valid.loss.ave
 decoded=${tag}/test/text
 export OMP_NUM_THREADS=1
