@@ -1,0 +1,108 @@
+"""Export a trained model as a plain ESPnet folder, in smaller forms, and measure these.
+
+    python -m espnet_kd.bin.export --exp exp/asr_student --output_dir exp/asr_plain \\
+        --model_file valid.loss.ave.pth --formats csr int8 \\
+        --data_dir dump/raw/test --inference_config conf/decode_asr.yaml
+
+Run it from the recipe folder. The new folder is decoded by stock ESPnet, which needs
+nothing of this package. With --data_dir the word error rate and the real-time factor of
+each form are measured; export.md and export.json in the folder hold them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from espnet_kd.bin.teacher_decode import positive
+from espnet_kd.export.folder import RECORD, TABLE, export_folder
+from espnet_kd.export.formats import INFIXES
+from espnet_kd.export.measure import measure_forms, table
+from espnet_kd.report.render import write_whole
+from espnet_kd.targets.fingerprint import write_json
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet_kd.bin.export",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--exp", type=Path, required=True, help="folder of the trained model"
+    )
+    parser.add_argument(
+        "--model_file", default="valid.acc.ave.pth", help="checkpoint in it"
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="folder to write; it must be new, empty or an earlier export",
+    )
+    parser.add_argument(
+        "--formats",
+        nargs="*",
+        choices=list(INFIXES),
+        default=[],
+        help="smaller forms of the weights, beside the dense ones",
+    )
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument(
+        "--data_dir",
+        type=Path,
+        help="Kaldi data folder with text, to measure WER and real-time factor on",
+    )
+    measuring.add_argument(
+        "--inference_config", type=Path, help="decode YAML of ESPnet: beam_size, ..."
+    )
+    measuring.add_argument(
+        "--max_utterances", type=positive, help="the first ones; default: all"
+    )
+    measuring.add_argument(
+        "--repeats", type=positive, default=3, help="passes over the data"
+    )
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse, export, measure; exits 1 with one line at a fault of the input."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        run(get_parser().parse_args(cmd))
+    except (OSError, ValueError) as error:
+        sys.exit(f"export: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the folder, then its table."""
+    forms = list(dict.fromkeys(args.formats))
+    record = export_folder(
+        args.exp,
+        args.model_file,
+        args.output_dir,
+        forms,
+        lambda s: print(f"writing {s}"),
+    )
+    if args.data_dir is not None:
+        record["measured"] = measure_forms(
+            args.output_dir,
+            {form: each["file"] for form, each in record["forms"].items()},
+            args.data_dir,
+            args.inference_config,
+            args.max_utterances,
+            args.repeats,
+        )
+        write_json(args.output_dir / RECORD, record)
+    text = table(record)
+    write_whole(
+        args.output_dir / TABLE, lambda part: part.write_text(text, encoding="utf-8")
+    )
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

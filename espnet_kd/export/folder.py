@@ -1,0 +1,238 @@
+"""A plain ESPnet experiment folder made from one that was trained with KD."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espnet_kd.export.formats import path_of, save_compressed
+from espnet_kd.export.inference import require_weights, save_int8
+from espnet_kd.student.sparsity import prunable_weights
+from espnet_kd.targets.fingerprint import code_versions, hash_file, write_json
+from espnet_kd.teacher.loading import load_model, read_config, task_of
+
+MADE_BY = "espnet_kd.bin.export"
+RECORD = "export.json"  # what the folder holds; its presence tells a folder of ours
+TABLE = "export.md"
+# What inference reads of a configuration, beside all that is in a `*_conf`.
+_READ = ("token_list", "bpemodel", "non_linguistic_symbols")
+
+
+def export_folder(
+    exp: str | Path,
+    model_file: str,
+    output_dir: str | Path,
+    formats: Sequence[str] = (),
+    report: Callable[[str], object] = lambda step: None,
+) -> dict[str, Any]:
+    """Write a plain ESPnet folder with a model in its forms.
+
+    It holds `config.yaml` without the options of KD, the weights under the same name,
+    the files that inference reads (BPE model, statistics) at the places that
+    `config.yaml` has for them, so that it works from the recipe folder and, moved
+    anywhere, from within itself; and `export.json`. Call it from the recipe folder.
+
+    Args:
+        exp: folder of a trained model.
+        model_file: a checkpoint in it, say valid.loss.ave.pth.
+        output_dir: new, empty, or an earlier export, which is replaced; files of others
+            in it stay.
+        formats: of "csr", "2:4" and "int8".
+        report: is told each step.
+
+    Returns:
+        What `export.json` holds.
+
+    Raises:
+        FileNotFoundError: the configuration, the checkpoint or a file that the
+            configuration names is missing.
+        ValueError: the folder is not ours, or a form does not suit the weights.
+    """
+    exp, output_dir = Path(exp), Path(output_dir)
+    if Path(model_file).name != model_file:
+        raise ValueError(
+            f"model_file: {model_file}: the name of a file in {exp}, please"
+        )
+    old = read_record(output_dir)
+    with _new_folder(output_dir) as new:
+        report("the plain folder")
+        config = plain_config(read_config(exp / "config.yaml"), exp / "config.yaml")
+        write_config(new / "config.yaml", config)
+        _copy_checkpoint(exp / model_file, new / model_file)
+        for path in files_of(config):
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, new / path)
+        weights = _prunable_names(new / "config.yaml", new / model_file)
+        files = {"dense": model_file}
+        for form in formats:
+            report(form)
+            files[form] = path_of(model_file, form).name
+            _write_form(new, model_file, weights, form)
+        record = {
+            "made_by": MADE_BY,
+            **code_versions(),
+            "torch": torch.__version__,
+            "exp": str(exp),
+            "model_file": model_file,
+            "model_sha256": hash_file(new / model_file),
+            "forms": {
+                form: {"file": name, "bytes": (new / name).stat().st_size}
+                for form, name in files.items()
+            },
+            "files": sorted(
+                str(path.relative_to(new)) for path in new.rglob("*") if path.is_file()
+            ),
+        }
+        write_json(new / RECORD, record)
+        _move(new, output_dir, old, record)
+    return record
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """What `export.json` of an earlier export holds; None where there is no folder, or
+    an empty one.
+
+    Raises:
+        ValueError: something stands there that `export_folder` did not make.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["made_by"] == MADE_BY:
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{folder}: it exists, and no {RECORD} in it tells that {MADE_BY} made it; "
+        "give another --output_dir"
+    )
+
+
+def plain_config(config: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """A configuration without the options that KD adds to ESPnet's task.
+
+    Args:
+        path: of the configuration, which tells the task.
+    """
+    from espnet2.tasks.asr import ASRTask
+    from espnet2.tasks.asr_transducer import ASRTransducerTask
+
+    from espnet_kd.tasks.asr import ASRKDTask
+    from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
+
+    ours, stock = (
+        (ASRTransducerKDTask, ASRTransducerTask)
+        if task_of(path) == "asr_transducer"
+        else (ASRKDTask, ASRTask)
+    )
+    added = ours.get_default_config().keys() - stock.get_default_config().keys()
+    return {name: value for name, value in config.items() if name not in added}
+
+
+def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
+    """Write a `config.yaml` as ESPnet writes it."""
+    from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
+
+    text = yaml_no_alias_safe_dump(dict(config), indent=4, sort_keys=False)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def files_of(config: Mapping[str, Any]) -> list[str]:
+    """The files that inference reads besides weights, relative to the recipe folder.
+
+    Absolute paths are left out: they are valid from any folder of this machine.
+
+    Raises:
+        FileNotFoundError: the BPE model is missing.
+    """
+    bpemodel = config.get("bpemodel")
+    if config.get("token_type") == "bpe" and not Path(bpemodel or "").is_file():
+        raise FileNotFoundError(
+            f"config.yaml: bpemodel: {bpemodel}: no such file from the current folder; "
+            "run from the recipe folder in which the model was trained"
+        )
+    read = [v for k, v in config.items() if k in _READ or k.endswith("_conf")]
+    return sorted({text for text in _strings(read) if _is_relative_file(text)})
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
+
+
+def _is_relative_file(text: str) -> bool:
+    path = Path(text)
+    # A token may be named like a file, but no file of a recipe lies in its top folder.
+    inside = len(path.parts) > 1 and not path.is_absolute() and ".." not in path.parts
+    return inside and path.is_file()
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"{source}: no such checkpoint; give --model_file, say valid.loss.ave.pth"
+        )
+    shutil.copyfile(source, target)  # what a link points at
+
+
+def _prunable_names(config: Path, model_file: Path) -> list[str]:
+    """Also the proof that the folder's weights and configuration fit."""
+    try:
+        state = torch.load(model_file, map_location="cpu", weights_only=True)
+        model = load_model(config, model_file)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{model_file.name}: not the weights of the model of config.yaml; give the "
+            "file that is decoded with, say valid.loss.ave.pth, not checkpoint.pth"
+        ) from error
+    require_weights(model, state, model_file)
+    return list(prunable_weights(model))
+
+
+def _write_form(folder: Path, model_file: str, weights: list[str], form: str) -> None:
+    dense = folder / model_file
+    if form == "int8":
+        save_int8(path_of(dense, form), folder / "config.yaml", dense)
+        return
+    state = torch.load(dense, map_location="cpu", weights_only=True)
+    save_compressed(path_of(dense, form), state, weights, form)
+
+
+@contextmanager
+def _new_folder(output_dir: Path) -> Iterator[Path]:
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    folder = output_dir.with_name(f".{output_dir.name}.{os.getpid()}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(new: Path, output_dir: Path, old: dict | None, record: dict) -> None:
+    """Put a whole folder in its place; an earlier export is replaced file by file, for
+    somebody may have decoded into it. Its record goes last."""
+    if old is None:
+        if output_dir.exists():
+            output_dir.rmdir()
+        os.replace(new, output_dir)
+        return
+    for name in record["files"]:
+        (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / name, output_dir / name)
+    for name in {*old["files"], TABLE} - set(record["files"]):
+        (output_dir / name).unlink(missing_ok=True)
+    os.replace(new / RECORD, output_dir / RECORD)

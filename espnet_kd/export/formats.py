@@ -1,0 +1,204 @@
+"""Sparse weights in less space: compressed sparse rows (CSR) and 2:4.
+
+A compressed file is plain data that `torch.load(path, weights_only=True)` reads:
+
+    {"format": "csr" or "2:4", "tensors": {name: Tensor, or a mapping of its parts}}
+
+where a mapping stands for a weight that was compressed. Weights are seen as rows
+(out, in), those of a convolution as (out, in x kernel).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from espnet_kd.report.render import write_whole
+from espnet_kd.student.sparsity import TwoOfFour
+
+State = dict[str, Tensor]
+Parts = dict[str, Union[Tensor, list[int]]]
+INFIXES = {"csr": "csr", "2:4": "2to4", "int8": "int8"}
+
+
+def path_of(model_file: str | Path, form: str) -> Path:
+    """x/valid.loss.ave.pth -> x/valid.loss.ave.csr.pth, .2to4.pth or .int8.pth."""
+    path = Path(model_file)
+    return path.with_name(f"{path.stem}.{INFIXES[form]}{path.suffix}")
+
+
+def form_of(path: str | Path) -> str:
+    """ "csr", "2:4", "int8" or "dense", told by the name of a file."""
+    infix = Path(path).stem.rpartition(".")[2]
+    return {infix: form for form, infix in INFIXES.items()}.get(infix, "dense")
+
+
+def compress(state: Mapping[str, Tensor], weights: Collection[str], form: str) -> dict:
+    """A model's tensors in `form`, "csr" or "2:4"; what it does not suit stays dense.
+
+    Two names of one tensor are stored once.
+
+    Args:
+        state: a model's state_dict.
+        weights: names of the weights that may be compressed, see
+            `espnet_kd.student.sparsity.prunable_weights`.
+
+    Raises:
+        ValueError: the form suits none of the weights.
+    """
+    suits, pack, _ = _FORMS[form]
+    # A tensor that another name shares is tied to it, whichever of the two is listed.
+    places = {_place(state[name]) for name in weights if suits(state[name])}
+    if not places:
+        raise ValueError(f"{form}: {_REASONS[form]} in none of {len(weights)} weights")
+    packed = {}
+    for value in state.values():
+        if _place(value) in places and _place(value) not in packed:
+            packed[_place(value)] = pack(value)
+    tensors = {name: packed.get(_place(v), v) for name, v in state.items()}
+    return {"format": form, "tensors": tensors}
+
+
+def save_compressed(
+    path: str | Path, state: Mapping[str, Tensor], weights: Collection[str], form: str
+) -> None:
+    """Write `compress(state, weights, form)`.
+
+    Raises:
+        ValueError: the form suits none of the weights.
+    """
+    content = compress(state, weights, form)
+    write_whole(path, lambda part: torch.save(content, part))
+
+
+def read_compressed(path: str | Path) -> dict:
+    """A compressed file as it stands, see the head of this module.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not (isinstance(content, dict) and content.get("format") in _FORMS):
+        raise ValueError(
+            f"{path}: not a compressed model; give a .csr.pth or .2to4.pth file that "
+            "espnet_kd.bin.export wrote"
+        )
+    return content
+
+
+def load_compressed(path: str | Path) -> State:
+    """The dense state_dict of a compressed file.
+
+    It equals the one that was compressed to the bit; only a minus zero comes back as 0.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    content = read_compressed(path)
+    unpack = _FORMS[content["format"]][2]
+    return {
+        name: value if isinstance(value, Tensor) else unpack(value)
+        for name, value in content["tensors"].items()
+    }
+
+
+def compressed_names(path: str | Path) -> list[str]:
+    """Names of the weights that a compressed file does not hold dense."""
+    tensors = read_compressed(path)["tensors"]
+    return [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+
+
+def _place(tensor: Tensor) -> tuple:
+    if not tensor.numel():  # all empty tensors have one address
+        return (id(tensor),)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+# ------------------------------------------------------------------------------- CSR
+
+
+def csr_is_smaller(weight: Tensor) -> bool:
+    """Whether values, int32 columns and row pointers take fewer bytes than `weight`."""
+    if weight.dim() < 2:
+        return False
+    count = int(weight.count_nonzero())
+    size = count * (weight.element_size() + 4) + 4 * (len(weight) + 1)
+    return size < weight.numel() * weight.element_size()
+
+
+def pack_csr(weight: Tensor) -> Parts:
+    """Parts of a weight (out, ...): `crow` (out + 1), `col` (N), both int32, `values`
+    (N), row by row, and `shape`."""
+    rows = weight.detach().flatten(1)
+    kept = rows != 0
+    crow = torch.zeros(len(rows) + 1, dtype=torch.int32)
+    crow[1:] = kept.sum(1).cumsum(0)
+    return {
+        "crow": crow,
+        "col": kept.nonzero()[:, 1].int(),
+        "values": rows[kept],
+        "shape": list(weight.shape),
+    }
+
+
+def unpack_csr(parts: Parts) -> Tensor:
+    """The dense weight."""
+    counts = parts["crow"].long().diff()
+    row = torch.arange(len(counts)).repeat_interleave(counts)
+    dense = parts["values"].new_zeros(len(counts), math.prod(parts["shape"][1:]))
+    dense[row, parts["col"].long()] = parts["values"]
+    return dense.view(parts["shape"])
+
+
+# ------------------------------------------------------------------------------- 2:4
+
+
+def obeys_2_to_4(weight: Tensor) -> bool:
+    """Whether each four neighbours of a row (out, in x kernel) hold two zeros."""
+    if not TwoOfFour().takes(weight.shape):
+        return False
+    return bool((weight.reshape(-1, 4) != 0).sum(1).le(2).all())
+
+
+def pack_2_to_4(weight: Tensor) -> Parts:
+    """Parts of a weight (out, ...) that obeys 2:4.
+
+    `values` (out, in / 2); `positions`, uint8, half a byte for each group of four: the
+    place of its first value + 4 x that of its second; the low half comes first.
+    """
+    groups = weight.detach().reshape(-1, 4)
+    zeros_last = (groups == 0).byte().sort(dim=1, stable=True).indices
+    places = zeros_last[:, :2].sort(1).values
+    halves = (places[:, 0] + 4 * places[:, 1]).byte()
+    halves = torch.nn.functional.pad(halves, (0, len(halves) % 2)).view(-1, 2)
+    return {
+        "values": groups.gather(1, places).view(len(weight), -1),
+        "positions": halves[:, 0] + 16 * halves[:, 1],
+        "shape": list(weight.shape),
+    }
+
+
+def unpack_2_to_4(parts: Parts) -> Tensor:
+    """The dense weight."""
+    values = parts["values"].reshape(-1, 2)
+    positions = parts["positions"].long()
+    halves = torch.stack((positions % 16, positions // 16), 1).ravel()[: len(values)]
+    places = torch.stack((halves % 4, halves // 4), 1)
+    groups = values.new_zeros(len(values), 4).scatter_(1, places, values)
+    return groups.view(parts["shape"])
+
+
+_FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
+    "csr": (csr_is_smaller, pack_csr, unpack_csr),
+    "2:4": (obeys_2_to_4, pack_2_to_4, unpack_2_to_4),
+}
+_REASONS = {
+    "csr": "more than half of the values must be zero to take less space, which they "
+    "are",
+    "2:4": "two of each four neighbours must be zero, which they are",
+}

@@ -1,0 +1,233 @@
+"""Stock inference with a model in each of its forms, and the kernels for them."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.ao.nn.quantized import dynamic
+
+from espnet_kd import standin
+from espnet_kd.export.formats import compressed_names, form_of, load_compressed
+from espnet_kd.report.render import write_whole
+from espnet_kd.teacher.decoding import INFERENCE
+from espnet_kd.teacher.loading import task_of
+
+# ESPnet's own switch: torch.quantization.quantize_dynamic of these modules.
+INT8 = dict(
+    quantize_asr_model=True,
+    quantize_modules=["Linear", "LSTM"],
+    quantize_dtype="qint8",
+)
+
+
+def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> Any:
+    """ESPnet's `Speech2Text` with a model in one of its forms, on the CPU.
+
+    Told by the name of the file: weights of a `.csr.pth` file multiply as CSR (linear
+    layers; the others are dense), those of a `.2to4.pth` file are made dense, an
+    `.int8.pth` file is quantised as ESPnet does; any other file is a checkpoint.
+
+    Args:
+        config: config.yaml of the model; the files that it names are looked up from
+            the current folder.
+        file: its weights.
+        options: of `Speech2Text`, say beam_size.
+
+    Raises:
+        FileNotFoundError: `file`, or what the configuration names, is missing.
+        ValueError: the file's name and its content differ.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(
+            f"{file}: no such model; espnet_kd.bin.export --formats writes it"
+        )
+    form = form_of(file)
+    if form == "dense":
+        return _stock(config, file, **options)
+    if form == "int8":
+        speech2text = _stock(config, None, **{**options, **INT8})
+        speech2text.asr_model.load_state_dict(_read_int8(file))
+        _take_vectors(speech2text.asr_model)
+        return speech2text
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "dense.pth"
+        state = load_compressed(file)
+        torch.save(state, dense)
+        speech2text = _stock(config, dense, **options)
+    require_weights(speech2text.asr_model, state, file)
+    if form == "csr":
+        use_csr(speech2text.asr_model, compressed_names(file))
+    return speech2text
+
+
+def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> None:
+    """Write the state_dict of the model as ESPnet's `--quantize_asr_model true
+    --quantize_modules Linear LSTM` makes it: int8 weights of linear and LSTM layers,
+    one scale a weight; activations are quantised while it runs."""
+    state = _stock(config, model_file, **INT8).asr_model.state_dict()
+    content = {"format": "int8", "state_dict": state}
+    write_whole(path, lambda part: torch.save(content, part))
+
+
+def require_weights(
+    model: torch.nn.Module, names: Collection[str], file: str | Path
+) -> None:
+    """ESPnet loads what it finds in a file and leaves the rest of a model at random.
+
+    Raises:
+        ValueError: a parameter of the model is not among the names.
+    """
+    missing = [name for name, _ in model.named_parameters() if name not in names]
+    if missing:
+        raise ValueError(
+            f"{Path(file).name}: it lacks {len(missing)} weights of the model, say "
+            f"{missing[0]}"
+        )
+
+
+def _stock(config: str | Path, model_file: str | Path | None, **options: Any) -> Any:
+    standin.install()
+    speech2text = importlib.import_module(INFERENCE[task_of(config)]).Speech2Text
+    try:
+        return speech2text(
+            asr_train_config=str(config),
+            asr_model_file=model_file and str(model_file),
+            **options,
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{config}: it names {error.filename}, which is not found from the current "
+            "folder; run from the recipe folder, or from the exported folder"
+        ) from error
+
+
+def _read_int8(path: str | Path) -> dict:
+    # Quantised LSTM weights are objects of torch, which weights_only does not read.
+    has_option = torch.__version__ >= "2"
+    content = torch.load(path, **(dict(weights_only=False) if has_option else {}))
+    if not (isinstance(content, dict) and content.get("format") == "int8"):
+        raise ValueError(
+            f"{path}: not a quantised model; give an .int8.pth file that "
+            "espnet_kd.bin.export wrote"
+        )
+    return content["state_dict"]
+
+
+# --------------------------------------------------------------------------- kernels
+
+
+class CSRLinear(torch.nn.Linear):
+    """A linear layer whose weight (out, in) is a CSR tensor; for inference."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input (..., in) -> (..., out).
+
+        With the sparse matrix first, for `F.linear` with a CSR weight takes 2 to 6
+        times as long for 60 rows (torch 1.13 and 2.8); one row is a vector's product.
+        """
+        rows = input.reshape(-1, self.in_features)
+        if self.bias is None:
+            output = self.weight @ rows.t()
+        elif len(rows) == 1:
+            output = torch.addmv(self.bias, self.weight, rows[0]).unsqueeze(1)
+        else:
+            output = torch.addmm(self.bias.unsqueeze(1), self.weight, rows.t())
+        shape = (*input.shape[:-1], self.out_features)
+        return output.t().contiguous().view(shape)
+
+
+class VectorLinear(dynamic.Linear):
+    """A quantised linear layer that takes a vector, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (in,) or (..., in)."""
+        return super().forward(x) if x.dim() > 1 else super().forward(x[None])[0]
+
+
+def _take_vectors(model: torch.nn.Module) -> None:
+    """Most searches of a transducer of task `asr` give vectors to its joint network,
+    which torch's quantised layers refuse (stock inference stops with an error)."""
+    for module in model.modules():
+        if type(module) is dynamic.Linear:
+            module.__class__ = VectorLinear
+
+
+def use_csr(model: torch.nn.Module, weights: Collection[str]) -> list[str]:
+    """Let linear layers multiply with CSR weights, in place.
+
+    Args:
+        model: on the CPU; it keeps its layers, whoever holds them.
+        weights: names of the weights; those of other layers stay dense.
+
+    Returns:
+        Names of the layers whose kernel changed.
+    """
+    layers = _linears(model, weights)
+    for layer in layers.values():
+        with warnings.catch_warnings():  # "CSR support is in beta state"
+            warnings.simplefilter("ignore", UserWarning)
+            # int32 indices, which MKL takes as they are.
+            csr = layer.weight.detach().to_sparse_csr()
+            csr = torch.sparse_csr_tensor(
+                csr.crow_indices().int(),
+                csr.col_indices().int(),
+                csr.values(),
+                csr.shape,
+            )
+        layer.weight = torch.nn.Parameter(csr, requires_grad=False)
+        layer.__class__ = CSRLinear
+    return list(layers)
+
+
+def use_sparse_tensor_cores(
+    model: torch.nn.Module, weights: Collection[str]
+) -> dict[str, str]:
+    """Let linear layers multiply on the sparse tensor cores of a GPU, in place.
+
+    Args:
+        model: on the GPU, in float16 or bfloat16 (what torch takes beside them differs
+            by version).
+        weights: names of weights that obey 2:4, say `compressed_names(file)`.
+
+    Returns:
+        For each of these linear layers "" where its kernel changed, or why torch
+        refused it (the kernels ask for shapes in multiples of 32 or 64).
+
+    Raises:
+        ValueError: this torch or this device has no such kernel.
+    """
+    to_semi_structured = getattr(torch.sparse, "to_sparse_semi_structured", None)
+    if to_semi_structured is None:
+        raise ValueError(f"2:4: torch {torch.__version__} has no kernel; 2.1 has")
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        raise ValueError(f"2:4: there is no kernel for {device}, only for CUDA")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise ValueError("2:4: sparse tensor cores come with compute capability 8.0")
+    refused = {}
+    for name, layer in _linears(model, weights).items():
+        try:
+            weight = to_semi_structured(layer.weight.detach())
+        except (RuntimeError, ValueError) as error:
+            refused[name] = str(error)
+            continue
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        refused[name] = ""
+    return refused
+
+
+def _linears(
+    model: torch.nn.Module, weights: Collection[str]
+) -> dict[str, torch.nn.Linear]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in weights
+    }
