@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 
 from espnet_kd.bin.teacher_decode import positive
+from espnet_kd.data.files import write_whole
 from espnet_kd.export.folder import RECORD, TABLE, export_folder
 from espnet_kd.export.formats import INFIXES
 from espnet_kd.export.measure import measure_forms, table
-from espnet_kd.report.render import write_whole
 from espnet_kd.targets.fingerprint import write_json
 
 

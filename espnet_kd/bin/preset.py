@@ -9,12 +9,13 @@ before those of the model's own configuration.
 from __future__ import annotations
 
 import argparse
-import os
+import logging
 import re
 from pathlib import Path
 
 import yaml
 
+from espnet_kd.data.files import write_whole
 from espnet_kd.student.config import parse_kd_conf
 
 SECTIONS = ("kd_set", "kd_conf", "training")
@@ -24,8 +25,8 @@ OF_ONE_RUN = re.compile(
     "|multiprocessing_distributed|collect_stats|write_collected_feats|resume|required"
     "|no_forward_run|pretrain_path|init_param|ignore_init_mismatch|fold_length|version"
     "|(train|valid)_(shape_file|data_path_and_name_and_type)|token_list|token_type"
-    "|use_preprocessor|bpemodel|non_linguistic_symbols|cleaner|g2p|normalize"
-    "|normalize_conf|input_size|teacher_.*|kd_conf|distributed|wandb_.*"
+    "|multiple_iterator|use_preprocessor|bpemodel|non_linguistic_symbols|cleaner|g2p"
+    "|input_size|teacher_.*|kd_conf|distributed|wandb_(id|name)"
 )
 
 
@@ -60,12 +61,40 @@ def merge(args: argparse.Namespace) -> None:
 
 def sparse(args: argparse.Namespace) -> None:
     """Write a configuration that goes on training a trained model (--asr_config: its
-    config.yaml) with the preset's `kd_conf`."""
+    config.yaml) with the preset's `kd_conf`, which prunes."""
     config = _read(args.asr_config)
     if "model_conf" not in config:
         raise ValueError(f"{args.asr_config}: is no config.yaml of a trained model")
+    if not (read_preset(args.kd_config).get("kd_conf") or {}).get("pruning"):
+        raise ValueError(
+            f"{args.kd_config}: kd_conf.pruning is not there, and makes a student "
+            "sparse; see conf/kd/sparse.yaml"
+        )
+    if Path(args.token_list).read_text("utf-8").splitlines() != config["token_list"]:
+        raise ValueError(
+            f"{args.token_list}: is not the token list of {args.asr_config}; give "
+            "--token_list and --bpemodel of that model"
+        )
     config = {k: v for k, v in config.items() if not OF_ONE_RUN.fullmatch(k)}
+    unknown = config.keys() - _options_of(args.asr_config)
+    if unknown:
+        logging.warning(
+            f"{args.asr_config}: not known to this ESPnet and left out: "
+            f"{', '.join(sorted(unknown))}"
+        )
+    config = {name: value for name, value in config.items() if name not in unknown}
     _write_merged(config, args)
+
+
+def _options_of(config: str) -> set[str]:
+    """What the task that trained a model takes in this version of ESPnet."""
+    from espnet_kd.tasks.asr import ASRKDTask
+    from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
+    from espnet_kd.teacher.loading import task_of
+
+    is_transducer = task_of(config) == "asr_transducer"
+    task = ASRTransducerKDTask if is_transducer else ASRKDTask
+    return set(task.get_default_config())
 
 
 def _read(path: str) -> dict:
@@ -78,15 +107,9 @@ def _write_merged(config: dict, args: argparse.Namespace) -> None:
     for name, value in given.items():
         both_nested = isinstance(value, dict) and isinstance(config.get(name), dict)
         config[name] = {**config[name], **value} if both_nested else value
-    output = Path(args.output_file)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(
-        f"# {args.asr_config} with {args.kd_config}\n"
-        + yaml.safe_dump(config, sort_keys=False),
-        encoding="utf-8",
-    )
-    os.replace(temporary, output)
+    text = f"# {args.asr_config} with {args.kd_config}\n"
+    text += yaml.safe_dump(config, sort_keys=False)
+    write_whole(args.output_file, lambda part: part.write_text(text, "utf-8"))
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -100,6 +123,10 @@ def get_parser() -> argparse.ArgumentParser:
         if run is not options:
             command.add_argument("--asr_config", required=True)
             command.add_argument("--output_file", required=True)
+        if run is sparse:
+            command.add_argument(
+                "--token_list", required=True, help="The model must have this one"
+            )
     return parser
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from espnet_kd.data.files import write_whole
 from espnet_kd.report.curves import Curve, plot_curves
 from espnet_kd.report.layers import layer_table
-from espnet_kd.report.render import as_json, markdown, plot, write_whole
+from espnet_kd.report.render import as_json, markdown, plot
 from espnet_kd.report.scoring import ScoredSet, read_text, score
 from espnet_kd.report.size import model_size
 from espnet_kd.report.sparsity import Weights, model_weights, stored_weights

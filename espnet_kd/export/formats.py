@@ -18,7 +18,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from espnet_kd.report.render import write_whole
+from espnet_kd.data.files import write_whole
 from espnet_kd.student.sparsity import TwoOfFour
 
 State = dict[str, Tensor]

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.ao.nn.quantized import dynamic
 
 from espnet_kd import standin
+from espnet_kd.data.files import write_whole
 from espnet_kd.export.formats import compressed_names, form_of, load_compressed
-from espnet_kd.report.render import write_whole
 from espnet_kd.teacher.decoding import INFERENCE
 from espnet_kd.teacher.loading import task_of
 

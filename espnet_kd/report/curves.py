@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_kd.report.render import RATE_NAMES, write_whole
+from espnet_kd.data.files import write_whole
+from espnet_kd.report.render import RATE_NAMES
 from espnet_kd.report.summary import Row
 
 _ASIDE = 1.0  # percentage points between curves, so that intervals stand side by side

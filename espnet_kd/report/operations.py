@@ -17,18 +17,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from espnet_kd.student.sparsity import MULTIPLYING
 from espnet_kd.teacher.soft import Encoded, encode_noise, frame_layer, nodes_of
 
 SECONDS = 10  # of noise: attention over longer audio costs more for each second
 LABELS_PER_SECOND = 4  # about what English speech has in pieces of words
 
-_COUNTED = (
-    nn.Linear,
-    nn.modules.conv._ConvNd,
-    nn.RNNBase,
-    nn.modules.rnn.RNNCellBase,
-)
-_MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm"}
+_MATRIX_PRODUCTS = {"matmul", "__matmul__", "bmm"}
 
 
 @dataclass
@@ -113,7 +108,7 @@ def counting(model: nn.Module) -> Iterator[Counts]:
             if weight.dim() > 1:
                 counts.applied[names[id(weight)]] += times
 
-    layers = [module for module in model.modules() if isinstance(module, _COUNTED)]
+    layers = [module for module in model.modules() if isinstance(module, MULTIPLYING)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with _Products(counts):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from espnet_kd.data.files import write_whole
 from espnet_kd.report.operations import LABELS_PER_SECOND, SECONDS
 from espnet_kd.report.sparsity import Weights
 from espnet_kd.report.summary import NO_ROLES, Roles, Row
@@ -192,18 +192,6 @@ def as_json(
         indent=2,
         ensure_ascii=False,
     )
-
-
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:

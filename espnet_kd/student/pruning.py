@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -191,19 +191,30 @@ class Pruner:
         remembered = {
             name: value[self.pruned[name]] for name, value in self.remembered.items()
         }
-        return {"pruned": dict(self.pruned), "remembered": remembered}
+        return {
+            "conf": asdict(self.conf),
+            "pruned": dict(self.pruned),
+            "remembered": remembered,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where the checkpoint pruned other parameters."""
-        if not state["pruned"]:
-            return
-        differing = sorted(set(state["pruned"]) ^ set(self.weights))
+        """Raises ValueError where the checkpoint was pruned in another way."""
+        now, there = asdict(self.conf), state["conf"]
+        differing = [
+            f"{name}: {there.get(name)} there, {value} now"
+            for name, value in now.items()
+            if value != there.get(name)
+        ]
+        if state["pruned"] and set(state["pruned"]) != set(self.weights):
+            differing.append("its parameters, or which of them are trained")
         if differing:
             raise ValueError(
-                f"kd_conf.pruning: the checkpoint pruned other parameters, say "
-                f"{differing[0]}; resume with the same pattern, parameters, exclude "
-                "and others, or start in a new folder"
+                f"kd_conf.pruning: the checkpoint was pruned in another way ("
+                f"{'; '.join(differing)}); resume with what it has, or begin a new "
+                "folder with --init_param"
             )
+        if not state["pruned"]:
+            return
         for name, weight in self.weights.items():
             self.pruned[name] = state["pruned"][name].to(weight.device)
         for name, values in state["remembered"].items():
@@ -230,7 +241,7 @@ def make_pruner(model: nn.Module, conf: PruningConf) -> Pruner:
     weights = {name: each for name, each in weights.items() if name not in dense}
     if not weights:
         raise ValueError(
-            f"kd_conf.pruning: no parameter is left to prune with pattern: "
+            f"kd_conf.pruning: no trainable parameter is left with pattern: "
             f"{conf.pattern}, parameters: {list(conf.parameters)}, exclude: "
             f"{list(conf.exclude)}"
         )

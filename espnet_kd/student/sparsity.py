@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 PROJECTIONS = "kd_projections."  # of hidden-layer KD; no part of the saved student
-_WITH_WEIGHTS = (
+# Layers that multiply with a weight.
+MULTIPLYING = (
     nn.Linear,
     nn.modules.conv._ConvNd,
     nn.RNNBase,
@@ -33,7 +34,7 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     weights = {
         id(parameter)
         for module in modules
-        if isinstance(module, _WITH_WEIGHTS)
+        if isinstance(module, MULTIPLYING)
         for name, parameter in module.named_parameters(recurse=False)
         if name.startswith("weight") and name != "weight_g"  # a norm, of weight_norm
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
+
+from espnet_kd.data.files import write_whole
 
 Fingerprint = dict[str, Any]
 # Fields that tell one job's part of the data; all others are shared by its shards.
@@ -55,10 +56,8 @@ def code_versions() -> dict[str, str]:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON whole or not at all."""
-    partial = Path(f"{path}.tmp.{os.getpid()}")
-    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_fingerprint(shard: str | Path) -> Fingerprint | None:

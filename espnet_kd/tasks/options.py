@@ -145,14 +145,26 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
         value = getattr(args, name)
         if not isinstance(value, list):  # a YAML file may hold one name, or null
             setattr(args, name, [] if value is None else [value])
+    if not (_is_kd(args, conf) or conf.pruning or conf.init_from_teacher):
+        return
+    _check_parallel(args, conf)
+    asking = [n for n in ("losses", "hidden", "init_from_teacher") if getattr(conf, n)]
+    if asking and not args.teacher_config:
+        raise ValueError(
+            f"teacher_config: kd_conf has {asking[0]} but there is no teacher; give "
+            f"--teacher_config and --teacher_model_file, or empty kd_conf.{asking[0]}"
+        )
+    _check_teachers(args)
+
+
+def _check_parallel(args: argparse.Namespace, conf: KDConf) -> None:
+    """Refuse ways of training on several GPUs that KD or pruning cannot go."""
     for name in ("sharded_ddp", "use_deepspeed"):
         if conf.pruning is not None and getattr(args, name, False):
             raise ValueError(
                 f"{name}: pruning needs every weight and its moments on each rank; "
                 f"leave {name} out, or kd_conf.pruning"
             )
-    if not (_is_kd(args, conf) or conf.pruning or conf.init_from_teacher):
-        return
     if getattr(args, "ngpu", 0) > 1 and not torch.distributed.is_initialized():
         raise ValueError(
             f"ngpu: {args.ngpu} without multiprocessing_distributed is DataParallel, "
@@ -167,13 +179,11 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
             "ESPnet deals out to the ranks one by one; train on one GPU, or weight the "
             "hypotheses in the data instead (kd_set --weights posterior)"
         )
+
+
+def _check_teachers(args: argparse.Namespace) -> None:
+    """Refuse lists of teachers, their files and weights that differ in length."""
     configs, files = args.teacher_config, args.teacher_model_file
-    asking = [n for n in ("losses", "hidden", "init_from_teacher") if getattr(conf, n)]
-    if asking and not configs:
-        raise ValueError(
-            f"teacher_config: kd_conf has {asking[0]} but there is no teacher; give "
-            f"--teacher_config and --teacher_model_file, or empty kd_conf.{asking[0]}"
-        )
     if len(configs) != len(files):
         raise ValueError(
             f"teacher_model_file: {len(files)} files for {len(configs)} "

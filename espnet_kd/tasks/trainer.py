@@ -134,5 +134,6 @@ def _warn_of_unfinished_pruning(model: torch.nn.Module) -> None:
         logging.warning(
             f"kd_conf.pruning.end: training ended after {model.updates} updates, "
             f"before update {pruner.conf.end}: the student is {pruner.sparsity:.1%} "
-            f"sparse, not {pruner.conf.sparsity:.1%}. Raise max_epoch, or lower end"
+            f"sparse, not {pruner.conf.sparsity:.1%}. In a new folder, raise "
+            "max_epoch or lower end"
         )

@@ -10,6 +10,7 @@ import yaml
 from espnet_kd.bin import kd_set, preset
 from espnet_kd.student.config import parse_kd_conf
 
+PRUNING = dict(sparsity=0.5, end=10)
 PRESETS = sorted((Path(__file__).parents[2] / "conf" / "kd").glob("*.yaml"))
 
 
@@ -27,11 +28,22 @@ def kd_config(tmp_path: Path) -> Path:
     return path
 
 
-def merge(kd_config: Path, asr_config: Path, command: str = "merge") -> Path:
+def merge(
+    kd_config: Path, asr_config: Path, command: str = "merge", *more: str
+) -> Path:
     output = asr_config.parent / "exp" / "train.yaml"
-    options = ["--kd_config", kd_config, "--asr_config", asr_config]
+    options = ["--kd_config", kd_config, "--asr_config", asr_config, *more]
     preset.main(list(map(str, [command, *options, "--output_file", output])))
     return output
+
+
+def sparse(kd_config: Path, config: Path, tokens: str = "<blank>\na\n") -> Path:
+    preset_of_pruning = yaml.safe_load(kd_config.read_text())
+    preset_of_pruning["kd_conf"]["pruning"] = PRUNING
+    kd_config.write_text(yaml.safe_dump(preset_of_pruning))
+    token_list = config.parent / "tokens.txt"
+    token_list.write_text(tokens)
+    return merge(kd_config, config, "sparse", "--token_list", str(token_list))
 
 
 def test_options_for_kd_set(kd_config: Path, capsys):
@@ -66,7 +78,7 @@ def test_options_of_training(kd_config: Path, tmp_path: Path):
     )
 
 
-def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path):
+def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path, caplog):
     """What its config.yaml says of model and training stays, the rest goes."""
     stays = dict(
         max_epoch=3,
@@ -75,6 +87,9 @@ def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path):
         encoder_conf=dict(output_size=4),
         model_conf=dict(ctc_weight=0.3),
         frontend_conf=dict(fs="8k"),
+        normalize="global_mvn",
+        normalize_conf=dict(stats_file="stats.npz"),
+        ctc_conf={},
         valid_batch_type=None,
     )
     goes = dict(
@@ -86,25 +101,34 @@ def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path):
         init_param=["x.pth"],
         train_data_path_and_name_and_type=[["wav.scp", "speech", "sound"]],
         valid_shape_file=["shape"],
-        token_list=["<blank>"],
-        normalize_conf=dict(stats_file="stats.npz"),
+        token_list=["<blank>", "a"],
+        multiple_iterator=True,
         teacher_config=["exp/teacher/config.yaml"],
         kd_conf=dict(hard_weight=0.1),
         distributed=True,
         version="202412",
+        an_option_of_another_version=1,
     )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**stays, **goes}))
-    written = yaml.safe_load(merge(kd_config, config, "sparse").read_text())
-    kd_conf = dict(losses=[dict(nodes="path")], hard_weight=0.5)
+    written = yaml.safe_load(sparse(kd_config, config).read_text())
+    kd_conf = dict(losses=[dict(nodes="path")], hard_weight=0.5, pruning=PRUNING)
     assert written == dict(stays, kd_conf=kd_conf)
+    message = "not known to this ESPnet and left out: an_option_of_another_version"
+    assert message in caplog.text
+    with pytest.raises(SystemExit, match="tokens.txt: is not the token list of"):
+        sparse(kd_config, config, "<blank>\nb\n")
 
 
-def test_only_a_trained_model_goes_on(kd_config: Path, tmp_path: Path):
+def test_only_a_trained_model_goes_on_and_only_pruned(kd_config: Path, tmp_path: Path):
     config = tmp_path / "train.yaml"
     config.write_text("max_epoch: 3\n")
     with pytest.raises(SystemExit, match="train.yaml: is no config.yaml of a trained"):
-        merge(kd_config, config, "sparse")
+        sparse(kd_config, config)
+    config.write_text("model_conf: {}\n")
+    kd_config.write_text("kd_conf: {losses: [{nodes: path}]}\n")
+    with pytest.raises(SystemExit, match="kd.yaml: kd_conf.pruning is not there"):
+        merge(kd_config, config, "sparse", "--token_list", "tokens.txt")
 
 
 def test_a_preset_without_losses(tmp_path: Path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from espnet_kd.bin.report import main
-from espnet_kd.report.render import write_whole
+from espnet_kd.data.files import write_whole
 from tests.tasks.recipe import Recipe
 
 REF = "a one two three\nb four five\nc six\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import soundfile
@@ -253,7 +254,10 @@ class Recipe:
         from espnet_kd import standin
 
         standin.install()
-        folder = self.folder / (name or f"teacher_{kind}")
+        name = name or f"teacher_{kind}"
+        if changes:  # tests share the folder, and may call other models so
+            name += f"_{crc32(yaml.safe_dump(changes).encode()):x}"
+        folder = self.folder / name
         if not folder.exists():
             folder.mkdir()
             args = self.task(kind, stock=True).get_parser()

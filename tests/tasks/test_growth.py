@@ -85,6 +85,14 @@ def test_refusals(recipe: Recipe, conf: dict, message: str):
         recipe.build("hybrid", **teachers(teacher), **grow(**conf))
 
 
+def test_other_normalisation_is_refused(recipe: Recipe):
+    """That of an utterance has no tensors that could be missed."""
+    teacher = recipe.teacher("hybrid", **DEEP["hybrid"])
+    message = "normalize of the student is UtteranceMVN, of .* NoneType; give the stud"
+    with pytest.raises(ConfigurationError, match=message):
+        recipe.build("hybrid", normalize="utterance_mvn", **teachers(teacher), **grow())
+
+
 def test_it_needs_a_teacher(recipe: Recipe):
     message = "teacher_config: kd_conf has init_from_teacher but there is no teacher"
     with pytest.raises(ConfigurationError, match=message):

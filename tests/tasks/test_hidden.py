@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 from espnet_kd.student.hidden import frames_of
 from espnet_kd.tasks.options import ConfigurationError
+from tests.ranks import run_two_ranks
 from tests.tasks import by_hand
 from tests.tasks.recipe import TOKENS, Recipe, load_stock, teachers, train_mode
 
@@ -211,14 +209,7 @@ def cut_to_equal_lengths(recipe: Recipe) -> None:
     (recipe.data / "speech_shape").write_text(shapes)
 
 
-def run_rank(recipe: Recipe, rank: int, port: int, command: list) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+def run_rank(rank: int, recipe: Recipe, command: list) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     end_of_training = []
@@ -243,19 +234,7 @@ def test_two_processes_train_the_projections_as_one(tmp_path: Path):
     one = checkpoint(recipe.train("hybrid", "one", max_epoch=2, **options))
     command = recipe.options("hybrid", "two", max_epoch=2, **options)
     command += ["--multiprocessing_distributed", "false", "--dist_backend", "gloo"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=run_rank, args=(recipe, rank, port, command))
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(timeout=120)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    run_two_ranks(run_rank, recipe, command)
     two = checkpoint(recipe.folder / "two")
     kept = one["optimizers"][0]["kd"]
     for rank in range(2):

@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from espnet2.train.reporter import Reporter
 from espnet_kd.student.pruning import Pruner, PruningConf, make_pruner
 from espnet_kd.tasks.options import ConfigurationError
 from espnet_kd.tasks.trainer import KDOptimizer, SparseReporter
+from tests.ranks import run_two_ranks
 from tests.tasks.recipe import RATE, SECONDS, Model, Recipe, load_stock, teachers
 
 # Eight utterances are four updates in an epoch of this batch size.
@@ -408,7 +408,8 @@ def test_a_training_that_ends_too_early(recipe: Recipe, caplog):
     warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     message = (
         "kd_conf.pruning.end: training ended after 4 updates, before update 8: the "
-        f"student is {now:.1f}% sparse, not 80.0%. Raise max_epoch, or lower end"
+        f"student is {now:.1f}% sparse, not 80.0%. In a new folder, raise "
+        "max_epoch or lower end"
     )
     assert message in warnings
 
@@ -475,14 +476,7 @@ def watch_choices(seen: list) -> None:
     Pruner._choose = watched
 
 
-def run_rank(recipe: Recipe, rank: int, port: int, command: list[str]) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+def run_rank(rank: int, recipe: Recipe, command: list[str]) -> None:
     seen: list = []
     watch_choices(seen)
     recipe.task("hybrid").main(cmd=command)
@@ -508,20 +502,8 @@ def test_two_processes_prune_as_one(tmp_path: Path, monkeypatch):
     one = checkpoint(recipe.train("hybrid", "one", **options))
     command = recipe.options("hybrid", "two", **options)
     command += ["--multiprocessing_distributed", "false", "--dist_backend", "gloo"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     monkeypatch.undo()
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=run_rank, args=(recipe, rank, port, command))
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(timeout=120)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    run_two_ranks(run_rank, recipe, command)
     seen_by = [torch.load(recipe.folder / f"rank{rank}.pth") for rank in range(2)]
     assert [updates for updates, _, _ in seen] == [1, 3, 4]
     same(seen_by[0], seen_by[1])

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 Layers = Union[str, Sequence[int]]  # "even" or numbers of the teacher's layers
 FIELD = "kd_conf.init_from_teacher"
 # Attributes that decide what a module computes, but none of its shapes.
-SAME = ("stride", "dilation", "subsample", "subsampling_factor", "hop_length")
+SAME = (
+    "stride",
+    "dilation",
+    "subsample",
+    "subsampling_factor",
+    "hop_length",
+    "win_length",
+)
 
 
 class Stack(NamedTuple):
@@ -53,6 +60,7 @@ def match_parts(
 ) -> tuple[list[Part], list[str]]:
     """The parts to take over, and the names of those that are left alone."""
     parts, left = [], []
+    _check_normalisation(student, teacher, name)
     for path, module in student.named_children():
         if not has_state(module):
             continue
@@ -111,6 +119,16 @@ def _choose_layers(part: Part, wanted: Layers) -> None:
         raise ValueError(
             f"{where}: {part.name} has no layer {max(part.taken)}, its layers are 0 to "
             f"{depth - 1}"
+        )
+
+
+def _check_normalisation(student: nn.Module, teacher: nn.Module, name: str) -> None:
+    """Refuse features that are normalised otherwise; not every way has a state."""
+    ours, theirs = (type(getattr(m, "normalize", None)) for m in (student, teacher))
+    if ours is not theirs:
+        raise ValueError(
+            f"{FIELD}: normalize of the student is {ours.__name__}, of {name} "
+            f"{theirs.__name__}; give the student the teacher's normalize"
         )
 
 
