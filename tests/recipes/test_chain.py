@@ -163,6 +163,29 @@ def test_a_sparse_teacher(recipe: Path):
     assert "Sparsity %" in text and "encoder.encoders.0.feed_forward.w_1.weight" in text
 
 
+def test_a_trained_teacher_is_pruned_on_other_data(recipe: Path):
+    """Dropped in without its training configuration: lengths are those of the data,
+    the normalisation is the teacher's."""
+    options = ("--teacher_asr_config", "", "--teacher_train_set", "dev")
+    for stage in "2", "4", "11":
+        stages = ("--stage", stage, "--stop_stage", stage, "--sparse_tag", "dev")
+        answer = kd(recipe, *options, *stages)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+    folders = [recipe / "exp" / name for name in ("asr_small", "asr_small_dev")]
+    teacher, sparse = (
+        yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders
+    )
+    shapes = "exp/asr_stats_raw_en_char_sp_dev_sp/train"
+    assert sparse["train_shape_file"] == [
+        f"{shapes}/speech_shape",
+        f"{shapes}/text_shape.char",
+    ]
+    files = dict(list(each)[:2] for each in sparse["train_data_path_and_name_and_type"])
+    assert files["dump/raw/dev_sp/wav.scp"] == "speech"
+    assert sparse["normalize_conf"] == teacher["normalize_conf"]
+    assert (folders[1] / "valid.loss.ave.pth").exists()
+
+
 def test_students_are_espnet_experiments(recipe: Path):
     for name in ("asr_small", "asr_small_kd_sequence"):
         config = yaml.safe_load((recipe / "exp" / name / "config.yaml").read_text())

@@ -77,6 +77,7 @@ sparse_config=        # Preset or own file, e.g. conf/kd/sparse.yaml (default: n
 sparse_args=          # More training options, e.g. "--kd_conf pruning.sparsity=0.6".
 sparse_tag=           # Part of its name (default: from sparse_config and sparse_args).
 sparse_exp=           # Its folder (default: named after the teacher and sparse_tag).
+sparse_model=         # Checkpoint to decode it with (default: teacher_model).
 
 # Decoding and report
 inference_config=         # Search.
@@ -258,6 +259,8 @@ if [ -n "${teacher_asr_config}" ]; then
     [ "${teacher_train_set} ${teacher_asr_args} $(frontend_of "${teacher_asr_config}")" = \
         "${train_set} ${asr_args} $(frontend_of "${asr_config}")" ] ||
         teacher_stats_dir=${asr_stats_dir}_${teacher_train_set}
+elif [ "${teacher_train_set}" != "${train_set}" ]; then
+    teacher_stats_dir=${asr_stats_dir}_${teacher_train_set}
 fi
 read -r -a teachers <<<"${teacher_exp}"
 task_of() { # task_of TEACHER: of a trained one, told by its configuration
@@ -477,7 +480,12 @@ stats() { # stats TASK CONFIG SET STATS_DIR [option...]
 if runs 4 "statistics -> ${asr_stats_dir} ${teacher_stats_dir}"; then
     stats "${asr_task}" "${asr_config}" "${train_set}" "${asr_stats_dir}" ${asr_args}
     if [ "${teacher_stats_dir}" != "${asr_stats_dir}" ]; then
-        stats "$(task_of "${teachers[0]}")" "${teacher_asr_config}" "${teacher_train_set}" "${teacher_stats_dir}" ${teacher_asr_args}
+        # Of a trained teacher only the lengths of audio and text are needed, in stage 11.
+        if [ -n "${teacher_asr_config}" ]; then
+            stats "$(task_of "${teachers[0]}")" "${teacher_asr_config}" "${teacher_train_set}" "${teacher_stats_dir}" ${teacher_asr_args}
+        else
+            stats "${asr_task}" "${asr_config}" "${teacher_train_set}" "${teacher_stats_dir}" ${asr_args}
+        fi
     fi
 fi
 
@@ -524,9 +532,9 @@ if runs 8 "KD training set -> ${kd_data}"; then
         ${kd_set_options} ${tokenizing} --output_dir "${kd_data}" --shape_dir "${kd_data}_shapes"
 fi
 
-configure() { # configure EXP merge|sparse CONFIG PRESET: EXP/train.yaml
+configure() { # configure EXP merge|sparse CONFIG PRESET [option...]: EXP/train.yaml
     local exp=$1
-    ${python} -m espnet_kd.bin.preset "$2" --asr_config "$3" --kd_config "$4" --output_file "${exp}/train.new.yaml"
+    ${python} -m espnet_kd.bin.preset "$2" --asr_config "$3" --kd_config "$4" --output_file "${exp}/train.new.yaml" "${@:5}"
     if [ -e "${exp}/checkpoint.pth" ] && ! cmp -s "${exp}/train.new.yaml" "${exp}/train.yaml"; then
         rm "${exp}/train.new.yaml"
         refuse_other "${exp}"
@@ -560,9 +568,11 @@ fi
 
 if runs 11 "sparse student of ${teachers[0]:-} on ${teacher_train_set} -> ${sparse_exp:-nothing, no --sparse_config}" && [ -n "${sparse_config}" ]; then
     teach
-    configure "${sparse_exp}" sparse "${teachers[0]}/config.yaml" "${sparse_config}"
+    made_by 3 "${token_list}"
+    configure "${sparse_exp}" sparse "${teachers[0]}/config.yaml" "${sparse_config}" --token_list "${token_list}"
+    # The normalisation is the teacher's, in train.yaml.
     # shellcheck disable=SC2086
-    train "$(task_of "${teachers[0]}")" "${sparse_exp}/train.yaml" "${data_feats}/${teacher_train_set}" \
+    feats_normalize=as_the_teacher train "$(task_of "${teachers[0]}")" "${sparse_exp}/train.yaml" "${data_feats}/${teacher_train_set}" \
         "${teacher_stats_dir}/train" "${teacher_stats_dir}" "${sparse_exp}" "${teachers[*]/%//${teacher_model}}" \
         --init_param "${teachers[0]}/${teacher_model}" "${teaching[@]}" ${sparse_args}
 fi
@@ -574,7 +584,7 @@ systems() { # NAME TASK FOLDER CHECKPOINT of every system: teachers, student, st
     done
     echo "student ${asr_task} ${asr_exp} ${inference_asr_model}"
     [ -z "${kd_tag}" ] || echo "student+KD ${asr_task} ${kd_exp} ${inference_asr_model}"
-    [ -z "${sparse_config}" ] || echo "sparse $(task_of "${teachers[0]:-}") ${sparse_exp} ${inference_asr_model}"
+    [ -z "${sparse_config}" ] || echo "sparse $(task_of "${teachers[0]:-}") ${sparse_exp} ${sparse_model:-${teacher_model}}"
 }
 find_trained() { # sets trained, the systems that have a checkpoint; names those left out
     local name task exp model all

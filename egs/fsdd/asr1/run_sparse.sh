@@ -40,11 +40,23 @@ systems | sed 's/^/--stage 11 --stop_stage 11 /' | at_a_time
 systems | sed "s/^/--stage 12 --stop_stage 12 --teacher_inference_config conf\/decode.yaml --inference_tag ${tag} /" |
     parallel=1 at_a_time
 
-# 3. The tables: all against the teachers; those with KD against those without.
+# 3. Teacher and students of the first seed in smaller forms, measured.
+export_forms() { # FOLDER FORM...
+    "${PYTHON:-python3}" -m espnet_kd.bin.export --exp "$1" --model_file valid.loss.ave.pth \
+        --output_dir "$1/exported" --formats "${@:2}" --data_dir dump/raw/test \
+        --inference_config conf/decode.yaml
+}
+first=${seeds%% *}
+export_forms "$(teacher "${first}")" int8
+for level in ${levels}; do
+    [ "${level}" = 0 ] || export_forms "$(teacher "${first}")_sparse${level}_kd" csr int8
+done
+
+# 4. The tables: all against the teachers; those with KD against those without.
 runs() { for seed in ${seeds}; do echo "$(teacher "${seed}")$1/${decoded}"; done; }
 system() { # NAME TAG: options of the report
     # shellcheck disable=SC2046
-    printf -- '%s\n' --hyp "$1" $(runs "$2") --model "$1" "$(teacher 0)$2/valid.loss.ave.pth"
+    printf -- '%s\n' --hyp "$1" $(runs "$2") --model "$1" "$(teacher "${seeds%% *}")$2/valid.loss.ave.pth"
 }
 report() { "${PYTHON:-python3}" -m espnet_kd.bin.report --ref dump/raw/test/text "$@"; }
 all=() without=() with=()
