@@ -56,7 +56,7 @@ def write_student(recipe: Recipe, kind: str, pattern: str, name: str) -> Path:
     """
     stats = dict(normalize="global_mvn", normalize_conf=dict(stats_file=STATS))
     given = recipe.teacher(kind, name, **stats, **WIDER[kind])
-    exp = recipe.folder / name
+    exp = Path(given.config).parent
     config = yaml.safe_load(Path(given.config).read_text())
     config.update(
         teacher_config=["exp/teacher/config.yaml"],

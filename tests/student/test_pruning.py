@@ -774,7 +774,9 @@ def test_nothing_left_to_prune():
     for patterns in (dict(exclude=["*"]), dict(parameters=[])):
         with pytest.raises(ValueError, match=message):
             make_pruner(Choice(), PruningConf(sparsity=0.5, end=1, **patterns))
-    with pytest.raises(ValueError, match="no trainable parameter is left with pattern: 2:4"):
+    with pytest.raises(
+        ValueError, match="no trainable parameter is left with pattern: 2:4"
+    ):
         model = nn.ModuleDict(dict(odd=nn.Linear(6, 4)))
         make_pruner(model, PruningConf(sparsity=0.5, end=1, pattern="2:4"))
 

@@ -254,9 +254,9 @@ class Recipe:
         from espnet_kd import standin
 
         standin.install()
-        name = name or f"teacher_{kind}"
-        if changes:  # tests share the folder, and may call other models so
-            name += f"_{crc32(yaml.safe_dump(changes).encode()):x}"
+        if name is None:  # tests share the folder
+            name = f"teacher_{kind}"
+            name += f"_{crc32(yaml.safe_dump(changes).encode()):x}" if changes else ""
         folder = self.folder / name
         if not folder.exists():
             folder.mkdir()

@@ -70,7 +70,7 @@ def same(one, other, where: str = "") -> None:
 @pytest.mark.parametrize("kind", ["hybrid", "ctc", "transducer", "asr_transducer"])
 def test_the_weights_of_a_model(recipe: Recipe, kind: str):
     """And none of the biases, norms, embeddings and projections of hidden-layer KD."""
-    wide = recipe.teacher("hybrid", "wide", encoder_conf=dict(output_size=16))
+    wide = recipe.teacher("hybrid", "wider", encoder_conf=dict(output_size=16))
     options = {}
     if kind != "asr_transducer":
         pair = dict(student="encoder.encoders.0", teacher="encoder.encoders.0")

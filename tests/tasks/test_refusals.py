@@ -59,7 +59,7 @@ def test_other_tokens(recipe: Recipe):
     swapped[3], swapped[4] = swapped[4], swapped[3]
     model = teachers(recipe.teacher("hybrid", "swapped", token_list=swapped))
     message = (
-        r"token_list: the student has 8 tokens, .*swapped[^/]*/config.yaml has 8; they "
+        r"token_list: the student has 8 tokens, .*swapped/config.yaml has 8; they "
         r"first differ at index 3: 'b' and 'c'. .*teacher's token list, or use sequence"
     )
     refused(recipe, message, **model, **FRAMES)
@@ -112,7 +112,7 @@ def test_models_that_read_features(recipe: Recipe):
     message = "input_size: the student reads features, .*; train from raw audio"
     refused(recipe, message, **model, **FRAMES, **changes)
     reader = teachers(recipe.teacher("hybrid", "reader", **changes))
-    refused(recipe, "input_size: .*reader[^/]*/config.yaml reads", **reader, **FRAMES)
+    refused(recipe, "input_size: .*reader/config.yaml reads", **reader, **FRAMES)
     recipe.build("hybrid", weights=True, **changes)  # without a teacher it is fine
 
 

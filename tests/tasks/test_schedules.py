@@ -96,6 +96,7 @@ def test_the_loss_takes_the_numbers_that_hold_now(recipe: Recipe):
 
 class Updated(torch.nn.Linear):
     updates = 0
+    pruner = None
 
 
 def followed(optimizer_class: type, **options) -> tuple:
