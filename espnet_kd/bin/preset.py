@@ -56,7 +56,7 @@ def options(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     """Write the student's training configuration with the preset's `kd_conf`."""
-    _write_merged(_read(args.asr_config), args)
+    _write_merged(_read(args.asr_config), read_preset(args.kd_config), args)
 
 
 def sparse(args: argparse.Namespace) -> None:
@@ -65,7 +65,8 @@ def sparse(args: argparse.Namespace) -> None:
     config = _read(args.asr_config)
     if "model_conf" not in config:
         raise ValueError(f"{args.asr_config}: is no config.yaml of a trained model")
-    if not (read_preset(args.kd_config).get("kd_conf") or {}).get("pruning"):
+    preset = read_preset(args.kd_config)
+    if not (preset.get("kd_conf") or {}).get("pruning"):
         raise ValueError(
             f"{args.kd_config}: kd_conf.pruning is not there, and makes a student "
             "sparse; see conf/kd/sparse.yaml"
@@ -83,7 +84,7 @@ def sparse(args: argparse.Namespace) -> None:
             f"{', '.join(sorted(unknown))}"
         )
     config = {name: value for name, value in config.items() if name not in unknown}
-    _write_merged(config, args)
+    _write_merged(config, preset, args)
 
 
 def _options_of(config: str) -> set[str]:
@@ -101,8 +102,7 @@ def _read(path: str) -> dict:
     return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
 
 
-def _write_merged(config: dict, args: argparse.Namespace) -> None:
-    preset = read_preset(args.kd_config)
+def _write_merged(config: dict, preset: dict, args: argparse.Namespace) -> None:
     given = {**(preset.get("training") or {}), "kd_conf": preset.get("kd_conf") or {}}
     for name, value in given.items():
         both_nested = isinstance(value, dict) and isinstance(config.get(name), dict)

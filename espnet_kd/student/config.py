@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, fields
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence, Union
 
-from espnet_kd.student.fields import integer, number, one_of
-from espnet_kd.student.growth.initialisation import InitConf
-from espnet_kd.student.pruning import PruningConf
+from espnet_kd.student.fields import block_sides, integer, number, one_of
 from espnet_kd.student.schedules import Schedule, Scheduled, at, parse_scheduled
 
 NODES = ("frames", "tokens", "lattice", "band", "path", "sequence")
@@ -23,6 +21,8 @@ ONLY_AT = {
     "weighting": ("lattice", "band"),
     "distance": ("sequence",),
 }
+LISTED = ("encoder", "decoder")  # parts whose layers may be listed
+Layers = Union[str, Sequence[int]]  # "even" or numbers of the teacher's layers
 # Nodes of a transducer lattice, where {label, blank, rest} are the classes.
 LATTICE_NODES = ("lattice", "band", "path")
 
@@ -185,6 +185,137 @@ class HiddenConf:
     def at(self, updates: int) -> HiddenConf:
         """The same with the weight after `updates` updates."""
         return _at(self, updates)
+
+
+@dataclass(frozen=True)
+class PruningConf:
+    """How sparse a student becomes, and when.
+
+    Updates are steps of the optimiser, counted from the start of training.
+
+    Attributes:
+        sparsity: share of the chosen weights that are zero in the end.
+        end: update after which the masks stay as they are.
+        start: update after which weights are first pruned.
+        every: updates between two choices of the masks.
+        initial_sparsity: share of zeros after the update `start`.
+        pattern: `unstructured`, a block of outputs x inputs such as `1x16`, or `2:4`
+            (two of four neighbours along the inputs; sparsity 0.5 at most).
+        ranking: weights are compared within each `layer` (weight matrix), all of which
+            become equally sparse, or `global`, over all of them.
+        parameters: patterns of names, as in a shell, of the weights of linear,
+            convolutional and recurrent layers that are pruned.
+        exclude: patterns of names that are not pruned.
+        others: patterns of names of other parameters (embeddings, biases, norms) that
+            are pruned too.
+    """
+
+    sparsity: float
+    end: int
+    start: int = 0
+    every: int = 100
+    initial_sparsity: float = 0.0
+    pattern: str = "unstructured"
+    ranking: str = "layer"
+    parameters: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        most = 0.5 if block_sides(self.pattern) is None else 1.0
+        for name in ("sparsity", "initial_sparsity"):
+            number(name, getattr(self, name), minimum=0)
+        if self.sparsity > most or (self.sparsity == 1 and most == 1):
+            raise ValueError(
+                f"sparsity: {self.sparsity} is a share of the weights, with pattern: "
+                f"{self.pattern} " + ("at most 0.5" if most < 1 else "below 1")
+            )
+        if self.initial_sparsity > self.sparsity:
+            raise ValueError(
+                f"initial_sparsity: {self.initial_sparsity} is above sparsity: "
+                f"{self.sparsity}; pruning only makes a student sparser"
+            )
+        integer("start", self.start, minimum=0)
+        integer("every", self.every, minimum=1)
+        integer("end", self.end, minimum=1)
+        if self.end < self.start:
+            raise ValueError(f"end: {self.end} is before start: {self.start}")
+        one_of("ranking", self.ranking, ("layer", "global"))
+        for name in ("parameters", "exclude", "others"):
+            patterns = getattr(self, name)
+            if not isinstance(patterns, (list, tuple)) or not all(
+                isinstance(each, str) for each in patterns
+            ):
+                raise ValueError(f"{name}: {patterns!r} is not a list of patterns")
+            object.__setattr__(self, name, tuple(patterns))
+
+    def is_due(self, updates: int) -> bool:
+        """Whether masks are chosen after this update."""
+        if updates == self.end:
+            return True
+        is_within = self.start <= updates < self.end
+        return is_within and (updates - self.start) % self.every == 0
+
+    def left(self, updates: int) -> float:
+        """Share of the schedule that is still to come, from 1 to 0."""
+        if updates >= self.end:
+            return 0.0
+        if updates <= self.start:
+            return 1.0
+        return (self.end - updates) / (self.end - self.start)
+
+    def sparsity_at(self, updates: int) -> float:
+        """s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3, equation 1 of the paper,
+        at the last t at which masks were chosen; 0 before `start`."""
+        if updates < self.start:
+            return 0.0
+        if updates < self.end:
+            updates -= (updates - self.start) % self.every
+        fading = self.left(updates) ** 3
+        return self.sparsity + (self.initial_sparsity - self.sparsity) * fading
+
+
+@dataclass(frozen=True)
+class InitConf:
+    """Which teacher, and which of its layers, a student starts from.
+
+    Attributes:
+        layers: `even` (evenly spaced layers, the first and the last among them), a
+            list of the teacher's encoder layers, counted from 0, one for each of the
+            student's, or a mapping {encoder: even or a list, decoder: even or a list}.
+        teacher_index: which teacher, from 0, in the order of `teacher_config`.
+    """
+
+    layers: Layers | Mapping[str, Layers] = "even"
+    teacher_index: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, Mapping):
+            for part, layers in self.layers.items():
+                if part not in LISTED:
+                    raise ValueError(f"layers: {part!r} is none of {list(LISTED)}")
+                _check_layers(f"layers.{part}", layers)
+        else:
+            _check_layers("layers", self.layers)
+        integer("teacher_index", self.teacher_index, minimum=0)
+
+    def of(self, part: str) -> Layers:
+        """`even` or the listed layers for a part of the model."""
+        if isinstance(self.layers, Mapping):
+            return self.layers.get(part, "even")
+        return self.layers if part == "encoder" else "even"
+
+
+def _check_layers(name: str, layers: Any) -> None:
+    if layers == "even":
+        return
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise ValueError(
+            f"{name}: {layers!r} is neither even nor a list of the teacher's layers"
+            + (", nor {encoder: ..., decoder: ...}" if name == "layers" else "")
+        )
+    for index, layer in enumerate(layers):
+        integer(f"{name}[{index}]", layer, minimum=0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Sequence
 
 
@@ -32,3 +33,19 @@ def integer(name: str, value: Any, minimum: int | None = None) -> None:
         raise ValueError(f"{name}: {value!r} is not a whole number")
     if minimum is not None and value < minimum:
         raise ValueError(f"{name}: {value} must be at least {minimum}")
+
+
+def block_sides(pattern: Any) -> tuple[int, int] | None:
+    """Outputs and inputs of the blocks that a pruning pattern names, say `1x16`;
+    `unstructured` is 1 x 1, `2:4` has no blocks. ValueError for any other."""
+    if pattern == "2:4":
+        return None
+    if pattern == "unstructured":
+        return 1, 1
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(pattern))
+    if sides is None:
+        raise ValueError(
+            f"pattern: {pattern!r} is none of unstructured, 2:4 (in quotes) or a block "
+            "of outputs x inputs such as 1x16"
+        )
+    return int(sides[1]), int(sides[2])

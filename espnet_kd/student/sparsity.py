@@ -7,11 +7,12 @@ smallest of four neighbours of a row.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from espnet_kd.student.fields import block_sides
 
 PROJECTIONS = "kd_projections."  # of hidden-layer KD; no part of the saved student
 # Layers that multiply with a weight.
@@ -122,17 +123,8 @@ def parse_pattern(pattern: str) -> Blocks | TwoOfFour:
     Raises:
         ValueError: none of these.
     """
-    if pattern == "unstructured":
-        return Blocks(1, 1)
-    if pattern == "2:4":
-        return TwoOfFour()
-    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(pattern))
-    if sides is None:
-        raise ValueError(
-            f"pattern: {pattern!r} is none of unstructured, 2:4 (in quotes) or a block "
-            "of outputs x inputs such as 1x16"
-        )
-    return Blocks(*map(int, sides.groups()))
+    sides = block_sides(pattern)
+    return TwoOfFour() if sides is None else Blocks(*sides)
 
 
 def _rows(weight: Tensor) -> Tensor:

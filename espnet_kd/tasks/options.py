@@ -13,8 +13,8 @@ import torch
 from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_kd import standin
-from espnet_kd.student.config import KDConf, parse_kd_conf
-from espnet_kd.student.growth.initialisation import InitConf, init_from_teacher
+from espnet_kd.student.config import InitConf, KDConf, parse_kd_conf
+from espnet_kd.student.growth.initialisation import init_from_teacher
 from espnet_kd.student.lengths import use_true_lengths
 from espnet_kd.student.model import Student, check_weightable, make_student
 from espnet_kd.student.pruning import make_pruner

@@ -8,56 +8,20 @@ becomes the teacher.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from espnet_kd.student.fields import integer
+from espnet_kd.student.config import LISTED, InitConf
 from espnet_kd.student.growth.axes import cut, misfit, sizes_cut
 from espnet_kd.student.growth.layouts import layouts
 from espnet_kd.student.growth.parts import (
     FIELD,
-    Layers,
     Part,
     has_state,
     match_parts,
     matched_names,
 )
-
-LISTED = ("encoder", "decoder")  # parts whose layers may be listed
-
-
-@dataclass(frozen=True)
-class InitConf:
-    """Which teacher, and which of its layers, a student starts from.
-
-    Attributes:
-        layers: `even` (evenly spaced layers, the first and the last among them), a
-            list of the teacher's encoder layers, counted from 0, one for each of the
-            student's, or a mapping {encoder: even or a list, decoder: even or a list}.
-        teacher_index: which teacher, from 0, in the order of `teacher_config`.
-    """
-
-    layers: Layers | Mapping[str, Layers] = "even"
-    teacher_index: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, Mapping):
-            for part, layers in self.layers.items():
-                if part not in LISTED:
-                    raise ValueError(f"layers: {part!r} is none of {list(LISTED)}")
-                _check_layers(f"layers.{part}", layers)
-        else:
-            _check_layers("layers", self.layers)
-        integer("teacher_index", self.teacher_index, minimum=0)
-
-    def of(self, part: str) -> Layers:
-        """`even` or the listed layers for a part of the model."""
-        if isinstance(self.layers, Mapping):
-            return self.layers.get(part, "even")
-        return self.layers if part == "encoder" else "even"
 
 
 def init_from_teacher(
@@ -108,18 +72,6 @@ def init_from_teacher(
     cuts = set().union(*(sizes_cut(ours[s], theirs[t]) for s, t in names.items()))
     _log(parts, left, cuts, teacher, name)
     return names
-
-
-def _check_layers(name: str, layers: Any) -> None:
-    if layers == "even":
-        return
-    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
-        raise ValueError(
-            f"{name}: {layers!r} is neither even nor a list of the teacher's layers"
-            + (", nor {encoder: ..., decoder: ...}" if name == "layers" else "")
-        )
-    for index, layer in enumerate(layers):
-        integer(f"{name}[{index}]", layer, minimum=0)
 
 
 def _check_filters(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Mapping, NamedTuple, Sequence, Union
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from espnet.nets.pytorch_backend.transformer.repeat import MultiSequential
 from torch import Tensor, nn
 
-Layers = Union[str, Sequence[int]]  # "even" or numbers of the teacher's layers
+from espnet_kd.student.config import Layers
+
 FIELD = "kd_conf.init_from_teacher"
 # Attributes that decide what a module computes, but none of its shapes.
 SAME = (
