@@ -14,7 +14,7 @@ from espnet_kd.report.curves import Curve, plot_curves
 from espnet_kd.report.layers import layer_table
 from espnet_kd.report.render import as_json, markdown, plot
 from espnet_kd.report.scoring import ScoredSet, read_text, score
-from espnet_kd.report.size import model_size
+from espnet_kd.report.size import read_tensors, size_of
 from espnet_kd.report.sparsity import Weights, model_weights, stored_weights
 from espnet_kd.report.summary import Roles, System, summarise
 
@@ -112,7 +112,11 @@ def report(args: argparse.Namespace) -> None:
         if name not in names:
             raise ValueError(f"--model {name} {path}: there is no --hyp {name}")
     curves = _curves(args)
-    sizes = {name: model_size(path) for name, path in args.model}
+    sizes, is_sparse = {}, False
+    for name, path in args.model:
+        tensors = read_tensors(path)
+        sizes[name] = size_of(tensors)
+        is_sparse |= stored_weights(tensors).is_sparse
     systems = []
     for name, *paths in args.hyp:
         if not paths:
@@ -121,7 +125,8 @@ def report(args: argparse.Namespace) -> None:
         systems.append(System(name, runs, sizes.get(name)))
     rows = summarise(systems, roles, args.resamples, args.seed, args.confidence)
 
-    weights = _weights(dict(args.model), bool(curves))
+    # Unless one is sparse, no ESPnet model needs to be built.
+    weights = _weights(dict(args.model)) if is_sparse or curves else {}
     sparse = {name: each for name, each in weights.items() if each.is_sparse}
     shown = weights if sparse else {}
     table = markdown(
@@ -161,11 +166,7 @@ def _curves(args: argparse.Namespace) -> list[Curve]:
     return [Curve(label, names) for label, *names in args.curve]
 
 
-def _weights(models: dict[str, str], wanted: bool) -> dict[str, Weights]:
-    """Weights of the models; nothing if none is sparse, unless they are wanted."""
-    stored = [stored_weights(path) for path in models.values()]
-    if not wanted and not any(each.is_sparse for each in stored):
-        return {}  # no ESPnet model needs to be built
+def _weights(models: dict[str, str]) -> dict[str, Weights]:
     bar = tqdm(models.items(), "multiply-adds", unit="model", disable=None)
     return {name: model_weights(path) for name, path in bar}
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_kd.data.files import write_whole
-from espnet_kd.report.render import RATE_NAMES
+from espnet_kd.report.render import RATE_NAMES, save_figure
 from espnet_kd.report.summary import Row
 
 _ASIDE = 1.0  # percentage points between curves, so that intervals stand side by side
@@ -65,7 +64,4 @@ def plot_curves(
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        write_whole(path, lambda part: figure.savefig(part, dpi=150, format="png"))
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, path)

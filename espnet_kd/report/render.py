@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_kd.data.files import write_whole
 from espnet_kd.report.operations import LABELS_PER_SECOND, SECONDS
 from espnet_kd.report.sparsity import Weights
 from espnet_kd.report.summary import NO_ROLES, Roles, Row
+
+if TYPE_CHECKING:  # matplotlib is slow to import
+    from matplotlib.figure import Figure
 
 NO_WEIGHTS: Mapping[str, Weights] = {}
 RATE_NAMES = {"word": "WER", "char": "CER"}
@@ -167,6 +171,13 @@ def plot(rows: list[Row], path: str | Path, unit: str = "word") -> None:
     sizes = [row.parameters for row in rows]
     axes.set_xlim(min(sizes) / 1.5, max(sizes) * 3)
     axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG and close it."""
+    from matplotlib import pyplot
+
     try:
         write_whole(path, lambda part: figure.savefig(part, dpi=150, format="png"))
     finally:

@@ -24,17 +24,13 @@ class ModelSize:
     bytes: int
 
 
-def model_size(path: str | Path) -> ModelSize:
+def size_of(tensors: dict[str, torch.Tensor]) -> ModelSize:
     """Count the parameters and the stored bytes of a checkpoint.
 
     Args:
-        path: a model's ``state_dict`` as ESPnet writes it (``valid.loss.ave.pth``,
-            ``12epoch.pth``). Two names of one tensor are counted once.
-
-    Raises:
-        ValueError: the file holds something else, say a trainer's ``checkpoint.pth``.
+        tensors: as `read_tensors` gives them. Two names of one tensor are counted once.
     """
-    tensors = distinct(read_tensors(path))
+    tensors = distinct(tensors)
     return ModelSize(
         parameters=sum(t.numel() for name, t in tensors.items() if not is_buffer(name)),
         bytes=stored_bytes(tensors),
@@ -42,7 +38,15 @@ def model_size(path: str | Path) -> ModelSize:
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """The floating point tensors of a ``state_dict``; raises as `model_size` does."""
+    """The floating point tensors of a checkpoint.
+
+    Args:
+        path: a model's ``state_dict`` as ESPnet writes it (``valid.loss.ave.pth``,
+            ``12epoch.pth``).
+
+    Raises:
+        ValueError: the file holds something else, say a trainer's ``checkpoint.pth``.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

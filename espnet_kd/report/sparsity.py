@@ -77,15 +77,12 @@ class Weights:
         return self.sparsity > SPARSE
 
 
-def stored_weights(path: str | Path) -> Weights:
-    """Read the zeros of a model's state_dict, without building the model.
+def stored_weights(tensors: dict[str, Tensor]) -> Weights:
+    """The zeros among the tensors that `read_tensors` gave; no model is built.
 
     Its layers are all floating point tensors of two or more dimensions.
-
-    Raises:
-        ValueError: the file holds something else.
     """
-    tensors = distinct(read_tensors(path))
+    tensors = distinct(tensors)
     layers = [
         name
         for name, tensor in tensors.items()
@@ -106,10 +103,10 @@ def model_weights(path: str | Path) -> Weights:
     tensors = read_tensors(path)
     config = Path(path).parent / "config.yaml"
     if not config.exists():
-        return stored_weights(path)
+        return stored_weights(tensors)
     model = _try(f"{config}: building the model", _build, config, path, tensors)
     if model is None:
-        return stored_weights(path)
+        return stored_weights(tensors)
     counted = _try(f"{config}: running the model on noise", _count, config, model)
     return weights_of(tensors, prunable_weights(model), counted)
 

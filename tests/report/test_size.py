@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_kd.report.size import ModelSize, model_size
+from espnet_kd.report.size import ModelSize, read_tensors, size_of
 
 
 def test_a_tiny_model(tmp_path):
@@ -16,13 +16,15 @@ def test_a_tiny_model(tmp_path):
         torch.nn.Linear(3, 2, bias=False).double(),  # 6 of 8 bytes
     )
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    assert model_size(tmp_path / "model.pth") == ModelSize(27, 21 * 4 + 6 * 4 + 6 * 8)
+    assert size_of(read_tensors(tmp_path / "model.pth")) == ModelSize(
+        27, 21 * 4 + 6 * 4 + 6 * 8
+    )
 
 
 def test_tied_weights_count_once(tmp_path):
     weight = torch.zeros(5, 2)
     torch.save({"embed.weight": weight, "output.weight": weight}, tmp_path / "m.pth")
-    assert model_size(tmp_path / "m.pth") == ModelSize(10, 40)
+    assert size_of(read_tensors(tmp_path / "m.pth")) == ModelSize(10, 40)
 
 
 @pytest.mark.parametrize("encoder", ["conformer", "transformer", "e_branchformer"])
@@ -45,7 +47,7 @@ def test_an_espnet_model(tmp_path, encoder):
     )
     model = ASRTask.build_model(argparse.Namespace(**args))
     torch.save(model.state_dict(), tmp_path / "valid.loss.ave.pth")
-    found = model_size(tmp_path / "valid.loss.ave.pth")
+    found = size_of(read_tensors(tmp_path / "valid.loss.ave.pth"))
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.bytes == sum(
         t.numel() * t.element_size()
@@ -61,9 +63,9 @@ def test_an_espnet_model(tmp_path, encoder):
 def test_other_files_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "checkpoint.pth")
     with pytest.raises(ValueError, match="checkpoint.pth: not a model.*valid.loss.ave"):
-        model_size(tmp_path / "checkpoint.pth")
+        size_of(read_tensors(tmp_path / "checkpoint.pth"))
 
 
 def test_an_absent_file_is_called_absent(tmp_path):
     with pytest.raises(FileNotFoundError):
-        model_size(tmp_path / "absent.pth")
+        size_of(read_tensors(tmp_path / "absent.pth"))

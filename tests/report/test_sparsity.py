@@ -11,7 +11,7 @@ import torch
 
 from espnet_kd.report.layers import grouped, layer_table
 from espnet_kd.report.operations import Counts, Operations, operations
-from espnet_kd.report.size import model_size
+from espnet_kd.report.size import read_tensors, size_of
 from espnet_kd.report.sparsity import (
     Layer,
     MultiplyAdds,
@@ -91,11 +91,15 @@ def test_a_file_alone(tmp_path):
         "frontend.logmel.melmat": torch.zeros(5, 5),
     }
     torch.save(state, tmp_path / "m.pth")
-    found = stored_weights(tmp_path / "m.pth")
+    found = stored_weights(read_tensors(tmp_path / "m.pth"))
     assert [layer.name for layer in found.layers] == ["a.weight", "b.weight"]
     assert found.layers[0] == Layer("a.weight", [2, 3], 4, 4 / 6, 24, 1 + 8, None)
     assert found.sparsity == 4 / 10 and found.is_sparse
-    assert found.bytes == (6 + 3 + 4 + 25) * 4 == model_size(tmp_path / "m.pth").bytes
+    assert (
+        found.bytes
+        == (6 + 3 + 4 + 25) * 4
+        == size_of(read_tensors(tmp_path / "m.pth")).bytes
+    )
     assert found.compressed_bytes == found.bytes - 24 + 9
     assert found.total is None and model_weights(tmp_path / "m.pth") == found
 
@@ -115,7 +119,7 @@ def test_layers_are_those_that_are_pruned(recipe, sparse, caplog):
         4 * zeros - math.ceil(prunable[name].numel() / 8)
         for name, zeros in expected.items()
     )
-    assert found.compressed_bytes == model_size(sparse).bytes - saved
+    assert found.compressed_bytes == size_of(read_tensors(sparse)).bytes - saved
 
 
 def test_multiply_adds_leave_zeros_out(recipe, sparse):
@@ -173,7 +177,7 @@ def test_a_config_that_does_not_build_is_named(
     shutil.copy(sparse, tmp_path / "m.pth")
     with caplog.at_level(logging.WARNING):
         found = model_weights(tmp_path / "m.pth")
-    assert found == stored_weights(tmp_path / "m.pth")
+    assert found == stored_weights(read_tensors(tmp_path / "m.pth"))
     (message,) = [
         r.getMessage() for r in caplog.records if "config.yaml" in r.getMessage()
     ]
@@ -211,7 +215,7 @@ def test_the_table_of_layers(sparse):
 
 
 def test_without_a_model_the_table_has_no_operations(sparse):
-    table = layer_table("thin", stored_weights(sparse))
+    table = layer_table("thin", stored_weights(read_tensors(sparse)))
     assert "M/s" not in table and "products" not in table
     assert len(row_of(table, "total")) == 5
 

@@ -15,6 +15,7 @@ from espnet_kd.student.config import KDConf, parse_kd_conf
 from espnet_kd.student.pruning import Pruner, PruningConf, make_pruner
 from espnet_kd.tasks.trainer import follow
 from tests.ranks import run_two_ranks
+from tests.states import same
 from tests.student.test_sparsity import naive_masks
 
 # ------------------------------------------------------------------------ schedule
@@ -607,31 +608,9 @@ def test_a_resume_goes_on_exactly(at: int, pattern: str, tmp_path: Path):
     assert model.updates == at
     for updates in range(at + 1, 19):
         step(model, optimizer, updates)
-    same(whole, model)
-    same_state(whole_optimizer.state_dict(), optimizer.state_dict())
+    same(whole.state_dict(), model.state_dict())
+    same(whole_optimizer.state_dict(), optimizer.state_dict())
     assert whole.pruner.stats(18) == model.pruner.stats(18)
-
-
-def same(one: nn.Module, other: nn.Module) -> None:
-    for (name, value), (_, again) in zip(
-        one.state_dict().items(), other.state_dict().items()
-    ):
-        assert torch.equal(value, again), name
-
-
-def same_state(one, other, where: str = "") -> None:
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for name in one:
-            same_state(one[name], other[name], f"{where}.{name}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for n, (value, again) in enumerate(zip(one, other)):
-            same_state(value, again, f"{where}[{n}]")
-    else:
-        assert one == other, where
 
 
 def test_a_resumed_pruner_knows_its_sparsity():

@@ -18,6 +18,7 @@ from espnet_kd.student.pruning import Pruner, PruningConf, make_pruner
 from espnet_kd.tasks.options import ConfigurationError
 from espnet_kd.tasks.trainer import KDOptimizer, SparseReporter
 from tests.ranks import run_two_ranks
+from tests.states import same
 from tests.tasks.recipe import RATE, SECONDS, Model, Recipe, load_stock, teachers
 
 # Eight utterances are four updates in an epoch of this batch size.
@@ -47,21 +48,6 @@ def assert_sparse(state: dict, sparsity: float) -> None:
     for name in names:
         expected = math.floor(sparsity * state[name].numel() + 0.5)
         assert int((state[name] == 0).sum()) == expected, name
-
-
-def same(one, other, where: str = "") -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for name in one:
-            same(one[name], other[name], f"{where}.{name}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for n, (value, again) in enumerate(zip(one, other)):
-            same(value, again, f"{where}[{n}]")
-    else:
-        assert one == other, where
 
 
 # --------------------------------------------------------------- models of both tasks

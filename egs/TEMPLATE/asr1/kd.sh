@@ -259,7 +259,7 @@ if [ -n "${teacher_asr_config}" ]; then
     [ "${teacher_train_set} ${teacher_asr_args} $(frontend_of "${teacher_asr_config}")" = \
         "${train_set} ${asr_args} $(frontend_of "${asr_config}")" ] ||
         teacher_stats_dir=${asr_stats_dir}_${teacher_train_set}
-elif [ "${teacher_train_set}" != "${train_set}" ]; then
+elif [ -n "${sparse_config}" ] && [ "${teacher_train_set}" != "${train_set}" ]; then
     teacher_stats_dir=${asr_stats_dir}_${teacher_train_set}
 fi
 read -r -a teachers <<<"${teacher_exp}"

@@ -56,7 +56,7 @@ done
 runs() { for seed in ${seeds}; do echo "$(teacher "${seed}")$1/${decoded}"; done; }
 system() { # NAME TAG: options of the report
     # shellcheck disable=SC2046
-    printf -- '%s\n' --hyp "$1" $(runs "$2") --model "$1" "$(teacher "${seeds%% *}")$2/valid.loss.ave.pth"
+    printf -- '%s\n' --hyp "$1" $(runs "$2") --model "$1" "$(teacher "${first}")$2/valid.loss.ave.pth"
 }
 report() { "${PYTHON:-python3}" -m espnet_kd.bin.report --ref dump/raw/test/text "$@"; }
 all=() without=() with=()
