@@ -1,0 +1,100 @@
+"""From the Lhotse manifests of a corpus to the recipe's data/ folders.
+
+<data>/manifests/<set>_recordings.jsonl.gz, <set>_supervisions.jsonl.gz
+<data>/<set>/{wav.scp,segments,text,utt2spk,...}      one utterance a supervision
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
+
+from espnet_kd.data.files import write_whole
+from espnet_kd.data.kaldi import cuts_to_kaldi
+
+
+def write_set(
+    recordings: RecordingSet,
+    supervisions: SupervisionSet,
+    name: str,
+    data_dir: Path,
+    *,
+    expected: int | None = None,
+) -> int:
+    """Write the manifests and the Kaldi folder of a set; returns its utterances.
+
+    Args:
+        recordings: of one channel each.
+        supervisions: one for each utterance; its id becomes the utterance's. An id
+            must begin with its speaker's, or Kaldi's sorting of utt2spk breaks.
+        name: of the set, e.g. train_si284.
+        data_dir: the recipe's data/ folder.
+        expected: how many utterances the corpus has, None where it is not known.
+
+    Raises:
+        ValueError: where the number of utterances is not the expected one, or an id
+            does not begin with its speaker's. Nothing of the set is written then.
+    """
+    for segment in supervisions:
+        if not segment.id.startswith(segment.speaker or ""):
+            raise ValueError(
+                f"{name}: utterance {segment.id} does not begin with its speaker "
+                f"{segment.speaker}, so Kaldi's tables could not be sorted."
+            )
+    if expected is not None and len(supervisions) != expected:
+        raise ValueError(
+            f"{name}: {len(supervisions)} utterances, the corpus has {expected}. A part "
+            "of it lacks or was changed; --check_counts false takes it as it is."
+        )
+    manifests = data_dir / "manifests"
+    for kind, manifest in {
+        "recordings": recordings,
+        "supervisions": supervisions,
+    }.items():
+        # Lhotse goes by the ending, so the temporary name has it too.
+        _write_manifest(manifest, manifests / f"{name}_{kind}.jsonl.gz")
+    number = cuts_to_kaldi(utterances(recordings, supervisions), data_dir / name)
+    hours = sum(segment.duration for segment in supervisions) / 3600
+    print(f"{data_dir / name}: {number} utterances, {hours:.2f} h")
+    return number
+
+
+def _write_manifest(manifest: RecordingSet | SupervisionSet, path: Path) -> None:
+    """Write a manifest whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    manifest.to_file(part)
+    part.replace(path)
+
+
+def utterances(
+    recordings: RecordingSet, supervisions: SupervisionSet
+) -> Iterator[MonoCut]:
+    """A cut for each supervision, of its id and its stretch of the recording."""
+    cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
+    for cut in cuts.trim_to_supervisions(keep_overlapping=False):
+        yield cut.with_id(cut.supervisions[0].id)
+
+
+def once(
+    data_dir: Path, options: dict[str, object], prepare: Callable[[], None]
+) -> None:
+    """Prepare the data unless it was done with the same options before.
+
+    They stand in ``data_dir``/.done, which is written last: a preparation that was cut
+    off is done again.
+
+    Args:
+        options: what decides the data; they are compared as JSON.
+    """
+    mark = data_dir / ".done"
+    wanted = json.dumps(options, sort_keys=True, default=str) + "\n"
+    if mark.exists() and mark.read_text(encoding="utf-8") == wanted:
+        print(f"{data_dir}: already prepared with these options (see {mark})")
+        return
+    mark.unlink(missing_ok=True)
+    prepare()
+    write_whole(mark, lambda part: part.write_text(wanted, encoding="utf-8"))
