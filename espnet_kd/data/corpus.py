@@ -46,8 +46,8 @@ def write_set(
             )
     if expected is not None and len(supervisions) != expected:
         raise ValueError(
-            f"{name}: {len(supervisions)} utterances, the corpus has {expected}. A part "
-            "of it lacks or was changed; --check_counts false takes it as it is."
+            f"{name}: {len(supervisions)} utterances, the corpus has {expected}. A "
+            "part of it lacks or was changed; --check_counts false takes it as it is."
         )
     manifests = data_dir / "manifests"
     for kind, manifest in {
