@@ -1,0 +1,70 @@
+"""Make the sets of egs/librispeech from the corpus or Lhotse's manifests of it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from espnet_kd.data import librispeech
+from espnet_kd.data.corpus import once
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--corpus_dir",
+        type=Path,
+        default=Path("downloads"),
+        help="the folder LibriSpeech/, or the one that holds it",
+    )
+    parser.add_argument(
+        "--manifest_dir",
+        type=Path,
+        help="what `lhotse prepare librispeech` wrote; the corpus is not read then",
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="made")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=librispeech.PARTS,
+        default=list(librispeech.PARTS),
+        metavar="PART",
+        help="of the corpus; a set is made where all of its parts are among these",
+    )
+    parser.add_argument(
+        "--check_counts",
+        choices=("true", "false"),
+        default="true",
+        help="whether each set must have as many utterances as the corpus",
+    )
+    parser.add_argument(
+        "--num_jobs", type=int, default=8, help="audio files read at a time"
+    )
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse, read, write."""
+    args = get_parser().parse_args(cmd)
+
+    def prepare() -> None:
+        if args.manifest_dir:
+            parts = librispeech.read_manifests(args.manifest_dir, args.parts)
+        else:
+            parts = librispeech.read_corpus(args.corpus_dir, args.parts, args.num_jobs)
+        librispeech.write_sets(
+            parts, args.output_dir, check_counts=args.check_counts == "true"
+        )
+
+    options = {name: value for name, value in vars(args).items() if name != "num_jobs"}
+    try:
+        once(args.output_dir, options, prepare)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"prepare_librispeech: {error}")
+
+
+if __name__ == "__main__":
+    main()
