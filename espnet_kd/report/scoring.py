@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from kaldialign import edit_distance
 
+# Where Debian's package sctk has its programs; on PATH it puts only `sctk`.
+SCTK_FOLDER = "/usr/lib/sctk/bin"
 _SHOWN = 10  # ids listed in full in an error message
 _SCLITE_COUNTS = re.compile(
     r"^id: \(kd-(\d+)\)\s*\nScores: \(#C #S #D #I\) (\d+) (\d+) (\d+) (\d+)",
@@ -96,9 +99,9 @@ def score(
 
     Raises:
         ValueError: the ids of the two differ, or the references hold no word.
-        FileNotFoundError: ``scorer="sclite"`` and sclite is not on PATH.
+        FileNotFoundError: ``scorer="sclite"`` and there is no sclite (`find_sclite`).
     """
-    _require_same_ids(refs, hyps)
+    require_same_ids(refs, hyps)
     ids = tuple(sorted(refs))
     pairs = [(_split(refs[i], unit), _split(hyps[i], unit)) for i in ids]
     align = {"kaldialign": _align_kaldialign, "sclite": _align_sclite}[scorer]
@@ -116,7 +119,8 @@ def mean_of_runs(runs: list[ScoredSet]) -> ScoredSet:
     return ScoredSet(runs[0].ids, counts, runs[0].unit)
 
 
-def _require_same_ids(refs: dict[str, str], hyps: dict[str, str]) -> None:
+def require_same_ids(refs: dict[str, str], hyps: dict[str, str]) -> None:
+    """Raise a ValueError that lists the ids which only one of the two has."""
     missing, extra = sorted(refs.keys() - hyps), sorted(hyps.keys() - refs)
     if missing or extra:
         parts = [
@@ -148,34 +152,59 @@ def _align_kaldialign(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
 
 
 def _align_sclite(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
-    if shutil.which("sclite") is None:
-        raise FileNotFoundError(
-            "sclite is not on PATH: install SCTK (in an ESPnet checkout: "
-            "tools/installers/install_sctk.sh), or take --scorer kaldialign"
-        )
     # Every distinct word goes in as a code: in a trn file "(", "{", "@" and "-" have a
     # meaning of their own, and an alignment needs to know only which words are equal.
     codes: dict[str, str] = {}
+    refs, hyps = (
+        [
+            " ".join(codes.setdefault(w, f"w{len(codes)}") for w in pair[side])
+            for pair in pairs
+        ]
+        for side in (0, 1)
+    )
+    return sclite_counts(refs, hyps)
+
+
+def find_sclite() -> str | None:
+    """The path of sclite: on PATH, or where Debian's package sctk has it."""
+    folders = [os.environ.get("PATH", ""), SCTK_FOLDER]
+    return shutil.which("sclite", path=os.pathsep.join(folders))
+
+
+def sclite_counts(refs: list[str], hyps: list[str], *options: str) -> np.ndarray:
+    """Let sclite align transcripts as they stand in its trn files, pair by pair.
+
+    Returns:
+        (N, 4) substitutions, deletions, insertions, reference words.
+
+    Raises:
+        FileNotFoundError: there is no sclite.
+        RuntimeError: it did not score every pair.
+    """
+    program = find_sclite()
+    if program is None:
+        raise FileNotFoundError(
+            "sclite is not on PATH: install SCTK (Debian's package sctk; in an ESPnet "
+            "checkout: tools/installers/install_sctk.sh), or take --scorer kaldialign"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        for name, side in (("ref", 0), ("hyp", 1)):
-            with open(f"{folder}/{name}.trn", "w", encoding="ascii") as trn:
-                for index, pair in enumerate(pairs):
-                    words = [codes.setdefault(w, f"w{len(codes)}") for w in pair[side]]
-                    print(*words, f"(kd-{index})", file=trn)
-        command = f"sclite -r {folder}/ref.trn trn -h {folder}/hyp.trn trn -i rm"
+        for name, texts in (("ref", refs), ("hyp", hyps)):
+            lines = "".join(f"{text} (kd-{i})\n" for i, text in enumerate(texts))
+            Path(folder, f"{name}.trn").write_text(lines, encoding="latin-1")
+        command = f"{program} -r {folder}/ref.trn trn -h {folder}/hyp.trn trn -i rm"
         printed = subprocess.run(
-            [*command.split(), "-o", "pralign", "stdout"],
+            [*command.split(), *options, "-o", "pralign", "stdout"],
             check=True,
-            capture_output=True,
-            text=True,
+            stdout=subprocess.PIPE,
+            encoding="latin-1",
         ).stdout
-    counts = np.full((len(pairs), 4), -1, dtype=np.int64)
+    counts = np.full((len(refs), 4), -1, dtype=np.int64)
     for index, correct, sub, deleted, inserted in _SCLITE_COUNTS.findall(printed):
         length = int(correct) + int(sub) + int(deleted)
         counts[int(index)] = int(sub), int(deleted), int(inserted), length
     if (counts < 0).any():
         lost = int((counts < 0).any(axis=1).sum())
         raise RuntimeError(
-            f"sclite gave no scores for {lost} of {len(pairs)} utterances"
+            f"sclite gave no scores for {lost} of {len(refs)} utterances"
         )
     return counts

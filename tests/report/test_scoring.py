@@ -1,12 +1,11 @@
 """Error counts against alignments done by hand and a plain edit distance."""
 
 import random
-import shutil
 
 import numpy as np
 import pytest
 
-from espnet_kd.report.scoring import mean_of_runs, read_text, score
+from espnet_kd.report.scoring import find_sclite, mean_of_runs, read_text, score
 
 
 def edit_distance(ref: list[str], hyp: list[str]) -> int:
@@ -71,7 +70,7 @@ def test_errors_are_the_edit_distance(unit):
         assert len(hyp) - len(ref) == inserted - deleted
 
 
-@pytest.mark.skipif(shutil.which("sclite") is None, reason="sclite is not on PATH")
+@pytest.mark.skipif(find_sclite() is None, reason="sclite is not installed")
 @pytest.mark.parametrize("unit", ["word", "char"])
 def test_sclite_gives_the_same_totals(unit):
     refs, hyps = random_texts()
@@ -83,6 +82,7 @@ def test_sclite_gives_the_same_totals(unit):
 
 def test_absent_sclite_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("espnet_kd.report.scoring.SCTK_FOLDER", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="install_sctk.sh.*kaldialign"):
         score({"a": "x"}, {"a": "x"}, scorer="sclite")
 

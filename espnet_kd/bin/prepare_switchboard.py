@@ -1,0 +1,115 @@
+"""Make data/{train_nodup,train_dev,eval2000} of egs/swbd from the LDC's corpora."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from espnet_kd.data.corpus import once, write_set
+from espnet_kd.data.eval2000 import prepare_eval2000
+from espnet_kd.data.files import write_whole
+from espnet_kd.data.kaldi import write_table
+from espnet_kd.data.switchboard import DEV_SIZE, prepare_switchboard
+from espnet_kd.data.switchboard_text import NOISES, fisher_text
+from espnet_kd.data.telephone import files_below
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--audio_dir", type=Path, required=True, help="Switchboard-1, LDC97S62"
+    )
+    parser.add_argument(
+        "--transcripts_dir",
+        type=Path,
+        required=True,
+        help="Mississippi State's transcripts: holds swb_ms98_transcriptions/",
+    )
+    parser.add_argument(
+        "--eval2000_dir", type=Path, required=True, help="audio, LDC2002S09"
+    )
+    parser.add_argument(
+        "--eval2000_transcripts_dir", type=Path, required=True, help="LDC2002T43"
+    )
+    parser.add_argument(
+        "--fisher_dir",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="transcripts of Fisher, LDC2004T19 and LDC2005T19: text for an LM",
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("data"), help="the recipe's data/"
+    )
+    parser.add_argument(
+        "--num_dev", type=int, default=DEV_SIZE, help="utterances of train_dev"
+    )
+    parser.add_argument(
+        "--check_counts",
+        choices=("true", "false"),
+        default="true",
+        help="false: take a part of the corpora as it is",
+    )
+    parser.add_argument("--num_jobs", type=int, default=8, help="calls read at a time")
+    return parser
+
+
+def main(cmd: list[str] | None = None) -> None:
+    """Parse, prepare, write."""
+    args = get_parser().parse_args(cmd)
+    options = {name: value for name, value in vars(args).items() if name != "num_jobs"}
+    try:
+        once(args.output_dir, options, lambda: _prepare(args))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"prepare_switchboard: {error}")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    output: Path = args.output_dir
+    common = dict(
+        wav_dir=output / "wav",
+        partial=args.check_counts == "false",
+        num_jobs=args.num_jobs,
+    )
+    sets = prepare_switchboard(
+        args.audio_dir, args.transcripts_dir, dev_size=args.num_dev, **common
+    )
+    for name, manifests in sets.items():
+        write_set(**manifests, name=name, data_dir=output)
+    test = prepare_eval2000(args.eval2000_dir, args.eval2000_transcripts_dir, **common)
+    write_set(test.recordings, test.supervisions, "eval2000", output)
+    _write(output / "eval2000" / "stm", test.stm)
+    _write(output / "eval2000" / "glm", test.glm)
+    _write(output / "nlsyms.txt", "".join(f"{noise}\n" for noise in NOISES))
+    if args.fisher_dir:
+        _write_fisher(args.fisher_dir, output / "local" / "other_text" / "text")
+
+
+def _write(path: Path, text: str) -> None:
+    # Latin 1 as in the distribution: sclite and the glm know no other encoding.
+    write_whole(path, lambda part: part.write_text(text, encoding="latin-1"))
+
+
+def _write_fisher(folders: list[Path], output: Path) -> None:
+    """The text of all calls below the folders, under asr.sh's name for such text."""
+    # The transcripts lie in data/trans, BBN's in data/bbn_orig under other names.
+    paths = [path for f in folders for path in files_below(f, "fe_03_*.txt")]
+    if not paths:
+        raise FileNotFoundError(
+            f"{' '.join(map(str, folders))}: no fe_03_*.txt below. Give the folders of "
+            "LDC2004T19 and LDC2005T19, or leave FISHER empty."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(paths, desc="fisher", unit="call", disable=None)
+    write_table(output, (row for path in bar for row in fisher_text(path)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Scores of eval2000 as the field reports them: NIST's stm and glm, by subset.
+
+What Kaldi's and ESPnet's score.sh do with hubscr.pl, on transcripts instead of times:
+
+    hypothesis  noises, hesitations and words that were broken off are left out; they
+                are optional in the reference, so nothing is lost
+    both        the glm's rules, upper case, no hyphens within words (`report.glm`)
+    segment     the reference with its alternatives against the utterance that was
+                decoded from it, aligned as `sclite -F -D` does (`report.alternatives`)
+
+sw_ calls are the subset swbd, en_ calls callhm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from espnet_kd.data.eval2000 import HESITATION, SUBSETS, read_stm, scored
+from espnet_kd.data.switchboard_text import NOISES
+from espnet_kd.report.alternatives import errors, parse
+from espnet_kd.report.glm import GlobalMap, read_glm
+from espnet_kd.report.scoring import ScoredSet, require_same_ids, sclite_counts
+
+# Kaldi's and ESPnet's score.sh: what the glm maps to %HESITATION.
+HESITATIONS = frozenset(
+    [HESITATION, *"uh um eh mm hm ah huh ha er oof hee ach eee ew".split()]
+)
+NO_WORDS = frozenset((*NOISES, "<unk>"))
+
+Texts = dict[str, str]
+
+
+def scored_words(text: str) -> str:
+    """The words of a hypothesis that are scored: no noise, hesitation or fragment."""
+    return " ".join(
+        word
+        for word in text.split()
+        if word.lower() not in NO_WORDS | HESITATIONS and not word.endswith("-")
+    )
+
+
+class Scorer:
+    """The references of a stm file and the rules of a glm file, ready to score.
+
+    Args:
+        stm: e.g. data/eval2000/stm.
+        glm: e.g. data/eval2000/glm.
+        aligner: "own" or "sclite", which must be installed.
+
+    Raises:
+        ValueError: at a damaged file, or where no call belongs to a subset.
+    """
+
+    def __init__(self, stm: Path, glm: Path, aligner: str = "own"):
+        rules = read_glm(glm, "ref")
+        self.hypothesis_rules: GlobalMap = read_glm(glm, "hyp")
+        self.references = {s.id: rules(s.transcript) for s in scored(read_stm(stm))}
+        self.align = ALIGNERS[aligner]
+        self.subsets = {
+            name: {key for key in self.references if key.startswith(prefix)}
+            for name, prefix in SUBSETS.items()
+        }
+        lost = self.references.keys() - set().union(*self.subsets.values())
+        if lost or not self.references:
+            raise ValueError(
+                f"{stm}: {len(lost)} of {len(self.references)} segments belong to no "
+                f"subset; calls begin with {' or '.join(SUBSETS.values())}."
+            )
+
+    def __call__(self, hypotheses: Texts) -> dict[str, ScoredSet]:
+        """Score utterance id -> words; returns subset ("all" too) -> counts.
+
+        A subset without segments is left out.
+
+        Raises:
+            ValueError: utterances and scored segments are not the same.
+        """
+        require_same_ids(self.references, hypotheses)
+        ids = sorted(self.references)
+        texts = [self.hypothesis_rules(scored_words(hypotheses[i])) for i in ids]
+        counts = self.align([self.references[i] for i in ids], texts)
+        parts = {**self.subsets, "all": set(ids)}
+        return {
+            name: ScoredSet(
+                tuple(i for i in ids if i in members),
+                counts[[i in members for i in ids]],
+            )
+            for name, members in parts.items()
+            if members
+        }
+
+
+def _align_own(refs: list[str], hyps: list[str]) -> np.ndarray:
+    """(N, 4) substitutions, deletions, insertions, reference words."""
+    pairs = tqdm(zip(refs, hyps), "scoring", len(refs), unit="segment", disable=None)
+    return np.array([errors(parse(ref), parse(hyp)) for ref, hyp in pairs])
+
+
+def _align_sclite(refs: list[str], hyps: list[str]) -> np.ndarray:
+    return sclite_counts(refs, hyps, "-F", "-D")
+
+
+ALIGNERS: dict[str, Callable[[list[str], list[str]], np.ndarray]] = {
+    "own": _align_own,
+    "sclite": _align_sclite,
+}
