@@ -1,0 +1,1 @@
+"""Disk, time and memory of a recipe's stages, before they run."""

@@ -1,0 +1,225 @@
+"""What each stage of kd.sh takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from espnet_kd.planning import files, training
+from espnet_kd.planning.machines import CPU_CORE, Machine
+from espnet_kd.planning.models import Model, Speech
+from espnet_kd.planning.search import Search, decoding_time
+from espnet_kd.planning.training import Figure, Settings, Teaching
+
+# Seconds of one core for a second of audio that is read and written, or read and
+# turned into features. Measured: benchmarks/plan_check.py.
+FORMAT_SECONDS = 0.001
+FEATURE_SECONDS = 0.001
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe is asked for; audio in seconds, before speed perturbation.
+
+    Attributes:
+        labelled, unlabelled: of the student.
+        teacher_labelled: that the teacher is trained on.
+        evaluated: of validation and test sets.
+        factors: of speed perturbation; (1.0,) for none.
+        is_whole: audio lies in whole files at the wanted rate.
+        teachers, student: models; with their settings of training. The first teacher
+            decodes, and is made sparse.
+        labelled_targets, nbest: of the KD set, as `espnet_kd.bin.kd_set` has them.
+        kept_nbest: hypotheses that teacher decoding keeps.
+        teaching: of the student with KD; None: no teacher in memory.
+        sparse, sparse_teaching: settings of stage 11; None: it is not run.
+        gpu, ngpu, jobs: machines; jobs run on cores of CPUs.
+        gpu_inference: decoding goes to GPUs.
+        search, teacher_search: of the students and of the teacher.
+    """
+
+    labelled: float
+    unlabelled: float
+    teacher_labelled: float
+    evaluated: float
+    factors: Sequence[float]
+    is_whole: bool
+    speech: Speech
+    teachers: Sequence[Model]
+    student: Model
+    teacher_settings: Sequence[Settings]
+    student_settings: Settings
+    gpu: Machine
+    ngpu: int = 1
+    jobs: int = 32
+    gpu_inference: bool = False
+    utilisation: float = training.UTILISATION
+    labelled_targets: str = "reference"
+    nbest: int = 1
+    kept_nbest: int = 4
+    search: Search = Search()
+    teacher_search: Search = Search()
+    teaching: Teaching | None = None
+    sparse: Settings | None = None
+    sparse_teaching: Teaching | None = None
+
+
+@dataclass
+class Stage:
+    """A row of the plan. Bytes, and seconds summed over all GPUs or cores."""
+
+    number: int
+    task: str
+    disk: Figure | None = None
+    gpu: Figure | None = None
+    cpu: Figure | None = None
+    memory: Figure | None = None
+    machines: int = 1  # GPUs or jobs at a time
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def wall(self) -> float:
+        """Seconds, if all machines are free and none waits for another."""
+        return sum(f.value for f in (self.gpu, self.cpu) if f) / self.machines
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages that cost something, in their order."""
+    r = recipe
+    heard = files.perturbed(r.labelled, r.factors)  # an epoch of the student
+    taught = files.perturbed(r.teacher_labelled, r.factors)
+    stages = [_format(r), _statistics(r, heard)]
+    for teacher, settings in zip(r.teachers, r.teacher_settings):
+        task = f"teacher {teacher.name}"
+        stages.append(_training(5, task, r, teacher, settings, taught))
+    to_decode = r.unlabelled + (heard if r.labelled_targets != "reference" else 0)
+    stages += [_decode(r, to_decode), _targets(), _kd_set(r, heard)]
+    stages.append(_training(9, "student", r, r.student, r.student_settings, heard))
+    targets = {"reference": 1, "hypotheses": r.nbest, "both": r.nbest + 1}
+    with_kd = heard * targets[r.labelled_targets] + r.unlabelled * r.nbest
+    stages.append(
+        _training(
+            10, "student with KD", r, r.student, r.student_settings, with_kd, r.teaching
+        )
+    )
+    if r.sparse is not None:
+        stages.append(
+            _training(
+                11,
+                "sparse student",
+                r,
+                r.teachers[0],
+                r.sparse,
+                taught,
+                r.sparse_teaching,
+            )
+        )
+    stages.append(_evaluate(r))
+    return stages
+
+
+def _format(r: Recipe) -> Stage:
+    own = 0 if r.teacher_labelled == r.labelled else r.teacher_labelled
+    plain = files.formatted_audio(
+        r.unlabelled + r.evaluated, r.speech, (1,), r.is_whole
+    )
+    train = files.formatted_audio(r.labelled + own, r.speech, r.factors, r.is_whole)
+    disk = Figure(
+        plain.value + train.value,
+        f"train {train.formula}; other sets {plain.formula}",
+    )
+    written = disk.value / (2 * r.speech.rate)
+    cpu = Figure(
+        written * FORMAT_SECONDS, f"{written / 3600:.4g} h written x {FORMAT_SECONDS:g}"
+    )
+    return Stage(2, "format, speed perturbation", disk, cpu=cpu, machines=1)
+
+
+def _statistics(r: Recipe, heard: float) -> Stage:
+    cpu = Figure(
+        heard * FEATURE_SECONDS, f"{heard / 3600:.4g} h read x {FEATURE_SECONDS:g}"
+    )
+    return Stage(4, "statistics", cpu=cpu, machines=r.jobs)
+
+
+def _training(
+    number_of_stage: int,
+    task: str,
+    r: Recipe,
+    model: Model,
+    settings: Settings,
+    audio: float,
+    teaching: Teaching | None = None,
+) -> Stage:
+    disk = training.training_disk(model, settings)
+    time = training.training_time(
+        model, settings, r.speech, audio, r.gpu, r.utilisation, teaching
+    )
+    stage = Stage(
+        number_of_stage,
+        task,
+        disk,
+        gpu=time,
+        memory=training.training_memory(model, settings, r.speech, r.ngpu, teaching),
+        machines=r.ngpu,
+    )
+    if stage.memory.value > r.gpu.memory:
+        stage.notes.append(
+            f"stage {number_of_stage}: {stage.memory.value / 1e9:.0f} GB do not fit "
+            f"{r.gpu.name} ({r.gpu.memory / 1e9:g} GB): give less batch_bins and more "
+            "accum_grad, or more GPUs"
+        )
+    return stage
+
+
+def _search(r: Recipe, model: Model, audio: float, how: Search) -> Figure:
+    machine = r.gpu if r.gpu_inference else CPU_CORE
+    return decoding_time(model, r.speech, audio, how, machine)
+
+
+def _on(r: Recipe, time: Figure) -> dict:
+    if r.gpu_inference:
+        return {"gpu": time, "machines": r.ngpu}
+    return {"cpu": time, "machines": r.jobs}
+
+
+def _decode(r: Recipe, audio: float) -> Stage:
+    audio += r.evaluated / 2  # the validation set
+    return Stage(
+        6,
+        "teacher decoding",
+        files.hypotheses(audio, r.speech, r.kept_nbest),
+        **_on(r, _search(r, r.teachers[0], audio, r.teacher_search)),
+    )
+
+
+def _targets() -> Stage:
+    return Stage(7, "soft targets: none stored, teachers speak in stage 10")
+
+
+def _kd_set(r: Recipe, heard: float) -> Stage:
+    targets = {"reference": 1, "hypotheses": r.nbest, "both": r.nbest + 1}
+    labelled = files.kd_set(heard, r.speech, targets[r.labelled_targets])
+    unlabelled = files.kd_set(r.unlabelled, r.speech, r.nbest)
+    return Stage(
+        8,
+        "KD set (names audio, no copy)",
+        Figure(
+            labelled.value + unlabelled.value,
+            f"labelled {labelled.formula}; unlabelled {unlabelled.formula}",
+        ),
+    )
+
+
+def _evaluate(r: Recipe) -> Stage:
+    tested = r.evaluated / 2
+    systems = [(1, teacher, r.teacher_search) for teacher in r.teachers]
+    systems.append((2, r.student, r.search))
+    if r.sparse is not None:
+        systems.append((1, r.teachers[0], r.teacher_search))
+    times = [(n, _search(r, model, tested, how)) for n, model, how in systems]
+    total = Figure(
+        sum(n * time.value for n, time in times),
+        "; ".join(f"{n} x {time.formula}" for n, time in times),
+    )
+    return Stage(12, "decoding of all systems", **_on(r, total))
