@@ -1,6 +1,7 @@
 # make demo    the main job: a teacher, a student and the student with KD, on made-up speech
 # make test    the tests
 # make lint    black, isort and ruff
+# make docs    the pages of docs/ as HTML, into docs/_build/html
 # make bench   time and memory of the lattice losses, into benchmarks/RESULTS.md
 # make env     the environment alone
 # make clean   delete environments and what the demo made
@@ -22,7 +23,7 @@ ifneq ($(shell grep -m1 AuthenticAMD /proc/cpuinfo 2>/dev/null),)
 export MKL_DEBUG_CPU_TYPE ?= 5
 endif
 
-.PHONY: demo demo-small test lint bench env clean
+.PHONY: demo demo-small test lint docs bench env clean
 
 demo:
 	@$(in_env) cd egs/mini/asr1 && DEMO_SIZE=$(DEMO_SIZE) ./run.sh
@@ -39,6 +40,9 @@ test:
 lint:
 	@$(in_env) black --check . && isort --check . && ruff check .
 
+docs:
+	@$(in_env) sphinx-build -W --keep-going -b html docs docs/_build/html
+
 bench:
 	@$(in_env) OMP_NUM_THREADS=$(JOBS) python -m benchmarks.run $(BENCH_ARGS)
 
@@ -46,5 +50,5 @@ env:
 	@$(in_env) python -m espnet_kd.bin.doctor
 
 clean:
-	rm -rf .venv-A .venv-B build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv-A .venv-B build dist docs/_build *.egg-info .pytest_cache .ruff_cache
 	rm -rf egs/mini/asr1/data egs/mini/asr1/dump egs/mini/asr1/exp

@@ -90,7 +90,7 @@ if [ "$(cat "${stamp}" 2>/dev/null)" != "${made_of}" ] ||
             [ "${name}" != A ] ||
                 "${venv}/bin/pip" install --no-deps --require-hashes -r conf/k2-A.txt
         } &&
-            "${venv}/bin/pip" install -e ".[k2,demo,test,lint]" -c "${constraints}"
+            "${venv}/bin/pip" install -e ".[k2,demo,test,lint,docs]" -c "${constraints}"
     } >"${venv}/build.log" 2>&1 || {
         tail -n 30 "${venv}/build.log" >&2
         log "pip failed, the end of its log is above; the next call starts afresh"

@@ -9,8 +9,8 @@
 #     STUDENTS=a BETAS="1 5" ./run_kim2019.sh      some of them
 #
 # Cost (an estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; GPUs like
-# an A100): teacher 27 GPU hours, each of 5 students A 14, each of 5 students B 20: 200 GPU
-# hours. The teacher's search over 960 h: 260 core hours, or with --gpu_inference true 60 GPU
+# an A100): teacher 20 GPU hours, each of 5 students A 11, each of 5 students B 15: 150 GPU
+# hours. The teacher's search over 960 h: 1360 core hours, or with --gpu_inference true 65 GPU
 # hours. Disk: 15 GB beside the corpus, whose FLAC files are read as they are. Run it again
 # after a kill.
 set -euo pipefail

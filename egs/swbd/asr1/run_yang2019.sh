@@ -9,10 +9,10 @@
 #     ./run_yang2019.sh [options of kd.sh for every step]
 #     TEACHERS="conformer blstm" WEIGHTS="2 1" KDS=essence ./run_yang2019.sh
 #
-# Cost (an estimate in the manner of espnet_kd.bin.plan, nothing was run; 286 h at three speeds,
-# one GPU like an A100): teachers 61, 40 and 30 GPU hours, the student 26, with KD twice 65: 290
-# GPU hours. Disk: 15 GB of mu-law calls, 50 GB of utterances, 10 GB of models. Run it again
-# after a kill.
+# Cost (an estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; 300 h at
+# three speeds, one GPU like an A100): teachers 50, 25 and 10 GPU hours (the BLSTM's steps wait
+# for one another: rather 20), the student 17, with KD twice 49: 200 GPU hours. Disk: 15 GB of
+# mu-law calls, 50 GB of utterances, 10 GB of models. Run it again after a kill.
 set -euo pipefail
 
 teachers=${TEACHERS:-conformer transformer blstm}
