@@ -24,6 +24,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["espnet_kd", "espnet_kd.*"]),
+    # shipped/ links to egs/TEMPLATE/asr1 and conf/kd; a wheel holds the files themselves.
+    package_data={"espnet_kd": ["shipped/*/*.*", "shipped/*/utils/*"]},
     python_requires=">=3.10",
     install_requires=[
         "espnet>=202412",
@@ -50,6 +52,7 @@ setup(
         "demo": ["espeakng-loader"],
         "test": ["pytest", "pytest-timeout", "pytest-xdist"],
         "lint": ["black", "isort", "ruff"],
+        "docs": ["furo", "myst-parser", "sphinx"],
     },
     keywords="speech recognition, knowledge distillation, ESPnet, k2, Lhotse",
     classifiers=[

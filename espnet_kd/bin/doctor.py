@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import importlib
 import io
 import json
@@ -61,11 +62,7 @@ def examine() -> list[Finding]:
         findings.append(_package(module, package))
     findings += [_k2(), _warprnnt(), _espeak(), _gpu()]
     findings += [
-        _program(
-            "sclite",
-            "SCTK (in an ESPnet checkout: tools/installers/install_sctk.sh); until "
-            "then kaldialign scores",
-        ),
+        _sclite(),
         _program("sox", "sox; only corpora whose wav.scp pipes through it need it"),
         _program("flac", "flac; only recipes that read flac by a pipe need it"),
     ]
@@ -253,8 +250,24 @@ def _gpu_names() -> str:
     return ", ".join(torch.cuda.get_device_name(i) for i in range(count))
 
 
+def _sclite() -> Finding:
+    try:
+        from espnet_kd.report.scoring import find_sclite as find
+    except ImportError:  # what scoring needs has a line of its own
+        find = functools.partial(shutil.which, "sclite")
+    return _at(
+        find(),
+        "sclite",
+        "SCTK (Debian: apt install sctk; in an ESPnet checkout: "
+        "tools/installers/install_sctk.sh); until then kaldialign scores",
+    )
+
+
 def _program(name: str, install: str) -> Finding:
-    path = shutil.which(name)
+    return _at(shutil.which(name), name, install)
+
+
+def _at(path: str | None, name: str, install: str) -> Finding:
     if path:
         return Finding(name, OK, path)
     return Finding(name, LACK, "not on PATH", f"optional: install {install}")

@@ -198,6 +198,31 @@ def test_students_are_espnet_experiments(recipe: Path):
     ]
 
 
+def test_a_training_set_in_parts(recipe: Path):
+    """--num_splits_asr, with the weights of the KD set beside audio and text."""
+    options = ("--num_splits_asr", "2", "--asr_tag", "parts")
+    answer = kd(recipe, "--stage", "10", "--stop_stage", "10", *options)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    student = recipe / "exp" / "asr_parts_kd_sequence"
+    config = yaml.safe_load((student / "config.yaml").read_text())
+    assert config["multiple_iterator"]
+    files = dict(list(each)[:2] for each in config["train_data_path_and_name_and_type"])
+    splits = "exp/asr_parts_kd_sequence/splits2"
+    assert files[f"{splits}/kd_weight"] == "kd_weight"
+    for name in "wav.scp", "kd_weight":
+        whole = table(recipe / "dump" / "raw" / "train_sp_kd_sequence" / name)
+        parts = [table(recipe / splits / name / f"split.{n}") for n in (0, 1)]
+        assert parts[0] and parts[1] and {**parts[0], **parts[1]} == whole
+    assert (student / "valid.loss.ave.pth").exists()
+    (recipe / "conf" / "full_sum.yaml").write_bytes(
+        (REPO / "conf" / "kd" / "full_sum.yaml").read_bytes()
+    )
+    options += ("--kd_config", "conf/full_sum.yaml", "--kd_tag", "sequence")
+    options += ("--asr_tag", "lists")
+    answer = kd(recipe, "--stage", "10", "--stop_stage", "10", *options)
+    assert "--num_splits_asr 2: nodes: sequence compares" in answer.stderr
+
+
 def test_what_is_done_is_not_done_again(recipe: Path):
     answer = kd(recipe, "--stage", "9", "--stop_stage", "10")
     assert answer.returncode == 0, answer.stderr

@@ -1,5 +1,6 @@
 """kd.sh and its helpers as a shell sees them; the whole chain is `make demo-small`."""
 
+import json
 import os
 import re
 import shutil
@@ -63,7 +64,7 @@ def test_options_of_asr_sh_are_taken(recipe):
     answer = kd(recipe, f"{NEEDED} {options} --stage 100")
     assert answer.returncode == 0, answer.stderr
     unused = re.findall(r"--(\w+) \S+: not used by kd.sh", answer.stdout)
-    assert sorted(unused) == ["audio_format", "eval_valid_set", "max_wav_duration"]
+    assert sorted(unused) == ["audio_format", "max_wav_duration"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_options_of_asr_sh_are_taken(recipe):
     [
         ("--feats_type fbank", "feats_type"),
         ("--token_type phn", "token_type"),
-        ("--num_splits_asr 4", "num_splits_asr"),
+        ("--num_nodes 2", "run_jobs.py starts jobs on this machine alone"),
         ("--use_streaming true", "use_streaming"),
         ("--use_k2 true", "use_k2"),
         ("--sot_asr true", "sot_asr"),
@@ -106,8 +107,8 @@ def test_missing_input_names_the_stage_that_makes_it(recipe):
     assert "dump/raw/train/wav.scp is not there: run stage 2" in answer.stderr
 
 
-def test_failure_stops_the_chain_and_names_the_log(recipe):
-    """A training that cannot start: its files are empty. Stage 12 is not reached."""
+def write_inputs_of_stage_9(recipe: Path) -> None:
+    """Of the right names, and empty: a training that reads them cannot start."""
     stats = recipe / "exp" / "asr_stats_raw_bpe30"
     for file in (
         recipe / "dump" / "raw" / "train" / "wav.scp",
@@ -119,6 +120,11 @@ def test_failure_stops_the_chain_and_names_the_log(recipe):
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
+
+
+def test_failure_stops_the_chain_and_names_the_log(recipe):
+    """A training that cannot start. Stage 12 is not reached."""
+    write_inputs_of_stage_9(recipe)
     options = "--stage 9 --stop_stage 12 --ngpu 0 --asr_exp exp/student"
     answer = kd(recipe, f"{NEEDED} {options} --python {sys.executable}")
     assert answer.returncode != 0
@@ -127,6 +133,58 @@ def test_failure_stops_the_chain_and_names_the_log(recipe):
     assert not (recipe / "exp" / "student" / ".done").exists()
     assert (recipe / "exp" / "student" / ".command").exists()
     assert "Stage 12" not in answer.stdout
+
+
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        ("--ngpu 4", "--gpu 4 exp/student/train.log .*asr_train .*--ngpu 4 "),
+        (
+            "--ngpu 4 --num_nodes 2",
+            "--gpu 4 .*--num_nodes 2 exp/student/train.log srun .*asr_train .*--ngpu 4 "
+            ".*--dist_launcher slurm",
+        ),
+    ],
+)
+def test_several_gpus_go_through_espnets_launch_and_cmd_sh(recipe, options, wanted):
+    """What slurm.pl is asked for. The one here notes it down and runs nothing."""
+    write_inputs_of_stage_9(recipe)
+    program(recipe / "utils" / "slurm.pl", '#!/bin/sh\necho "$@" >asked\nexit 1\n')
+    (recipe / "cmd.sh").write_text(
+        'export train_cmd=slurm.pl cuda_cmd="slurm.pl -p gpu" decode_cmd=slurm.pl\n'
+    )
+    (recipe / "path.sh").write_text("export PATH=$PWD/utils:$PATH\n")
+    training = "--stage 9 --stop_stage 9 --asr_exp exp/student"
+    answer = kd(recipe, f"{NEEDED} {training} {options} --python {sys.executable}")
+    assert "training failed, see exp/student/train.log" in answer.stderr
+    asked = (recipe / "asked").read_text()
+    assert asked.startswith("-p gpu --name exp/student/train.log ")
+    assert re.search(wanted, asked)
+    assert "--multiprocessing_distributed true" in asked.replace("True", "true")
+
+
+def test_the_valid_set_among_the_test_sets(recipe):
+    """asr.sh decodes it once, as it was before long utterances were removed."""
+    asked = (*NEEDED.split(), "--stage", "12", "--test_sets", "test valid test")
+    answer = shell(recipe, "./kd.sh", *asked)
+    assert "decoding of valid test with stock" in answer.stdout
+    (recipe / "dump" / "raw" / "org" / "valid").mkdir(parents=True)
+    for more in (), ("--test_sets", "test", "--eval_valid_set", "true"):
+        answer = shell(recipe, "./kd.sh", *asked, *more)
+        assert "decoding of org/valid test with stock" in answer.stdout
+
+
+def test_the_lm_that_asr_sh_would_take_is_asked_for(recipe):
+    """Of a recipe that has asr.sh; without, --use_lm true is no more than a wish."""
+    write_decoded(recipe)
+    stage = (*NEEDED.split(), "--stage", "12", "--asr_exp", "exp/student")
+    answer = shell(recipe, "./kd.sh", *stage)
+    lm = "exp/lm_train_bpe30/config.yaml is not there"
+    assert f"{lm}, no LM is used" in answer.stdout
+    program(recipe / "asr.sh", "#!/bin/sh\nexit 1\n")
+    answer = shell(recipe, "./kd.sh", *stage)
+    assert answer.returncode != 0
+    assert f"{lm}: train it (asr.sh, stages 6 to 8), give --lm_exp" in answer.stderr
 
 
 def test_missing_queue_falls_back_to_this_machine(recipe):
@@ -172,6 +230,79 @@ def test_what_asr_sh_made_is_left_alone(recipe):
     (student / "valid.acc.ave_1best.pth").unlink()
     answer = kd(recipe, f"{options} --stage 9 --stop_stage 9")
     assert "a training that kd.sh did not begin" in answer.stderr
+
+
+def write_decoded(recipe: Path) -> None:
+    """A student without KD that has decoded the test set."""
+    files = {
+        "exp/student/.command": "",
+        "exp/student/config.yaml": "",
+        "exp/student/valid.acc.ave.pth": "",
+        "exp/student/inference_asr_model_valid.acc.ave/test/text": (
+            "a one two\nb UH three four\n"
+        ),
+        "dump/raw/test/text": "a one <NOISE> two\nb three four\n",
+    }
+    for name, text in files.items():
+        (recipe / name).parent.mkdir(parents=True, exist_ok=True)
+        (recipe / name).write_text(text)
+
+
+@pytest.fixture
+def decoded(recipe):
+    write_decoded(recipe)
+    return recipe
+
+
+def errors_in_stage_13(recipe: Path, *options: str) -> tuple[float, float]:
+    """Deletions and insertions of the student's test set, by reference word."""
+    stages = ("--stage", "13", "--stop_stage", "13", "--python", sys.executable)
+    words = (*NEEDED.split(), "--asr_exp", "exp/student", *stages, *options)
+    answer = shell(recipe, "./kd.sh", *words)
+    assert answer.returncode == 0, answer.stderr
+    (result,) = recipe.glob("exp/student/*/test/score_wer/result.json")
+    (system,) = json.loads(result.read_text())["systems"]
+    assert system["substitutions"] == 0
+    return system["deletions"], system["insertions"]
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def test_words_that_are_not_scored(decoded):
+    """Of a: one <NOISE> two / one two; of b: three four / UH three four."""
+    assert errors_in_stage_13(decoded) == (1 / 5, 1 / 5)
+    (decoded / "symbols.txt").write_text("<NOISE>\n")
+    nlsyms = ("--nlsyms_txt", "symbols.txt")
+    assert errors_in_stage_13(decoded, *nlsyms) == (0, 1 / 4)
+    program(decoded / "local/wer_output_filter", "#!/bin/sh\nsed 's/ UH//'\n")
+    assert errors_in_stage_13(decoded) == (1 / 5, 0)
+    assert errors_in_stage_13(decoded, *nlsyms) == (0, 0)
+
+
+def test_a_filter_that_loses_an_id_is_refused(decoded):
+    program(decoded / "local/wer_output_filter", "#!/bin/sh\nhead -n 1\n")
+    options = "--asr_exp exp/student --stage 13 --python " + sys.executable
+    answer = kd(decoded, f"{NEEDED} {options}")
+    assert answer.returncode != 0
+    assert "local/wer_output_filter: its lines do not begin with" in answer.stderr
+
+
+def test_the_recipes_own_scoring_is_called(decoded):
+    """Once for a folder, whatever the number of its test sets, as asr.sh calls it."""
+    (results,) = decoded.glob("exp/student/inference*")
+    shutil.copytree(results / "test", results / "more")
+    shutil.copytree(decoded / "dump/raw/test", decoded / "dump/raw/more")
+    program(decoded / "local/score.sh", '#!/bin/sh\necho "$@" >>asked\n')
+    sets = ("--test_sets", "test more", "--local_score_opts", "--cmd run.pl")
+    options = (*NEEDED.split(), "--asr_exp", "exp/student", "--stage", "13")
+    stages = ("--stop_stage", "13", "--python", sys.executable)
+    answer = shell(decoded, "./kd.sh", *options, *stages, *sets)
+    assert answer.returncode == 0, answer.stderr
+    assert (decoded / "asked").read_text() == "--cmd run.pl exp/student\n"
 
 
 @pytest.mark.parametrize("lines, jobs", [(16, 16), (40, 32), (7, 3), (1, 1)])

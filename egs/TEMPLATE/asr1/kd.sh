@@ -22,7 +22,7 @@ python=python3        # Python to run.
 # Data
 local_data_opts=          # Options of local/data.sh.
 speed_perturb_factors=    # E.g. "0.9 1.0 1.1": changes the train sets.
-feats_type=raw            # Only raw.
+feats_type=raw            # raw or raw_copy.
 fs=16k                    # Sampling rate.
 train_set=                # Labelled audio for the student.
 valid_set=                # Audio for model selection.
@@ -37,6 +37,7 @@ bpemode=unigram       # unigram or bpe.
 lang=noinfo           # Language, part of names.
 nlsyms_txt=none       # Non-linguistic symbols.
 cleaner=none          # Text cleaner.
+hyp_cleaner=none      # Text cleaner of hypotheses, before they are scored.
 g2p=none              # Grapheme to phoneme.
 token_list=           # Token list (default: made in stage 3).
 bpemodel=             # Word piece model (default: made in stage 3).
@@ -53,7 +54,7 @@ feats_normalize=global_mvn # Normalisation of features.
 asr_speech_fold_length=800 # Fold length of speech.
 asr_text_fold_length=150   # Fold length of text.
 ignore_init_mismatch=false # Whether pretrained_model may lack parts.
-num_splits_asr=1           # Only 1.
+num_splits_asr=1           # Parts of the training set that are read one after the other.
 
 # Teacher
 teacher_task=             # Task of stage 5 (default: asr_task); trained teachers tell theirs.
@@ -85,16 +86,23 @@ inference_args=           # More options of decoding.
 inference_tag=            # Name of decoding (default: from inference_config).
 inference_asr_model=valid.acc.ave.pth # Checkpoint to decode with.
 batch_size=1              # Utterances at a time in decoding.
-use_lm=true               # As in asr.sh; an LM is used where inference_args name one.
+local_score_opts=         # Options of local/score.sh, which stage 13 calls where there is one.
+eval_valid_set=false      # Decode and score the valid set too.
+use_lm=true               # Decode with the language model of lm_exp.
+lm_exp=                   # Its folder (default: as asr.sh names it).
+inference_lm=valid.loss.ave.pth # Its checkpoint.
+use_ngram=false           # Decode with the n-gram model of ngram_exp.
+ngram_exp=                # Its folder (default: as asr.sh names it).
+inference_ngram=3gram.bin # Its file.
 
 # asr.sh's other options are taken so that a run.sh line can be pasted. These would change
 # results there; where one is given, a line in the log says that it is not used here.
 declare -A unused=(
-    [eval_valid_set]=false [use_lightning]=false [audio_format]=flac [min_wav_duration]=0.1
+    [use_lightning]=false [audio_format]=flac [min_wav_duration]=0.1
     [max_wav_duration]=20 [oov]="<unk>" [blank]="<blank>" [sos_eos]="<sos/eos>"
     [bpe_input_sentence_size]=100000000 [bpe_nlsyms]="" [bpe_char_cover]=1.0
-    [hugging_face_model_name_or_path]="" [use_ngram]=false [ngram_exp]="" [lm_exp]=""
-    [use_word_lm]=false [download_model]="" [bpe_train_text]="" [hyp_cleaner]=none
+    [hugging_face_model_name_or_path]=""
+    [use_word_lm]=false [download_model]="" [bpe_train_text]=""
     [auxiliary_data_tags]="" [post_process_local_data_opts]="" [use_text_prev]=false
 )
 for option in "${!unused[@]}"; do printf -v "${option}" '%s' "${unused[${option}]}"; done
@@ -102,15 +110,15 @@ for option in "${!unused[@]}"; do printf -v "${option}" '%s' "${unused[${option}
 refused="use_k2 use_streaming use_maskctc use_prompt use_lang_prompt use_nlp_prompt sot_asr
     multi_columns_input_wav_scp multi_columns_output_wav_scp"
 for option in ${refused}; do printf -v "${option}" false; done
-# And these change nothing here.
+# And these change nothing here, or only what the recipe's own asr.sh does.
 # shellcheck disable=SC2034
 skip_data_prep=false skip_train=false skip_eval=false skip_upload=true skip_upload_hf=true \
-    skip_packing=true debug=false hf_repo="" ngram_num=3 inference_ngram=3gram.bin \
+    skip_packing=true debug=false hf_repo="" ngram_num=3 \
     lm_tag="" lm_stats_dir="" lm_config="" lm_args="" lm_fold_length=150 num_splits_lm=1 \
-    word_vocab_size=10000 inference_lm=valid.loss.ave.pth lm_train_text="" lm_dev_text="" \
+    word_vocab_size=10000 lm_train_text="" lm_dev_text="" \
     lm_test_text="" k2_ctc_decoding=true use_nbest_rescoring=true num_paths=1000 \
     nll_batch_size=100 k2_config=./conf/decode_asr_transformer_with_k2.yaml score_opts="" \
-    local_score_opts="" ref_text_files_str="text " ref_num=1 num_ref=1 num_inf=""
+    ref_text_files_str="text " ref_num=1 num_ref=1 num_inf=""
 
 help_message="Usage: $0 --train_set NAME --valid_set NAME --test_sets \"NAMES\" --asr_config FILE --kd_config FILE [options]
 
@@ -133,7 +141,7 @@ set -- # a sourced path.sh sees the positional parameters
 [ ! -e path.sh ] || . ./path.sh
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 if [ ! -e "${here}/utils/run_jobs.py" ]; then # a copy of kd.sh: our files lie with the package
-    here=$(${python} -c 'import pathlib, espnet_kd; print(pathlib.Path(espnet_kd.__file__).parents[1])')/egs/TEMPLATE/asr1
+    here=$(${python} -c 'import pathlib, espnet_kd; print(pathlib.Path(espnet_kd.__file__).parent / "shipped" / "asr1")')
 fi
 # shellcheck disable=SC1091
 [ -e path.sh ] || . "${here}/path.sh"
@@ -147,7 +155,18 @@ if [ $# -gt 0 ]; then
     echo "$0: positional arguments are not taken: $*" >&2
     exit 2
 fi
-PATH=${PATH}:${here}/utils
+PATH=${PATH}:${here}/utils:/usr/lib/sctk/bin # where Debian puts sclite
+# The recipe's own asr.sh decodes and scores, with those of this line's options that it has.
+asr_sh=()
+if [ -x asr.sh ]; then
+    asr_sh=(./asr.sh)
+    for ((i = 0; i < ${#words[@]}; i += 2)); do
+        option=${words[i]#--}
+        option=${option//-/_}
+        [[ " stage stop_stage skip_stages download_model " != *" ${option} "* ]] || continue
+        ! grep -q "^${option}=" asr.sh || asr_sh+=("${words[@]:i:2}")
+    done
+fi
 
 die() { log "Error: $*" >&2; exit 1; }
 need() { for name in "$@"; do [ -n "${!name}" ] || die "--${name} is needed (see --help)"; done; }
@@ -206,9 +225,10 @@ done
 
 need train_set valid_set test_sets asr_config
 [[ ${stage}${stop_stage} =~ ^[0-9]+$ ]] || die "--stage ${stage}, --stop_stage ${stop_stage}: whole numbers are wanted"
-[ "${num_splits_asr}" -eq 1 ] || die "--num_splits_asr ${num_splits_asr}: a split KD set is not supported, leave it at 1"
+[[ ${num_nodes} -eq 1 || ! ${cuda_cmd} =~ ^(.*/)?(run_jobs.py|run.pl) ]] ||
+    die "--num_nodes ${num_nodes}: ${cuda_cmd%% *} starts jobs on this machine alone; set cuda_cmd in cmd.sh to slurm.pl, or leave it at 1"
 [ "${num_ref}" -eq 1 ] || die "--num_ref ${num_ref}: KD knows one reference, leave it at 1"
-[ "${feats_type}" = raw ] || die "--feats_type ${feats_type}: KD reads waveforms, only raw is taken"
+[[ ${feats_type} =~ ^raw(_copy)?$ ]] || die "--feats_type ${feats_type}: KD reads waveforms, only raw and raw_copy are taken"
 for option in ${refused}; do
     [ "${!option}" = false ] || die "--${option} ${!option}: KD has no such training or decoding, leave it at false"
 done
@@ -287,6 +307,18 @@ if [ -n "${sparse_config}" ]; then
     sparse_exp=${sparse_exp:-${expdir}/$(basename "${teachers[0]:-}")_${sparse_tag}}
 fi
 decode_dir=$(place_of "${teachers[0]:-}")
+if [ -z "${lm_exp}" ]; then
+    [ -n "${lm_tag}" ] || lm_tag=$([ -n "${lm_config}" ] && name_of "${lm_config}" || echo train)_${_lang}${token_tag}$(tag_of_args "${lm_args}")
+    lm_exp=${expdir}/lm_${lm_tag}
+fi
+ngram_exp=${ngram_exp:-${expdir}/ngram}
+# The valid set is decoded as it was before asr.sh removed long and short utterances.
+valid_eval_set=${valid_set}
+[ ! -d "${data_feats}/org/${valid_set}" ] || valid_eval_set=org/${valid_set}
+[[ " ${test_sets} " != *" ${valid_set} "* ]] || eval_valid_set=true
+eval_sets=$(printf '%s\n' ${test_sets} | awk -v valid="${valid_set}" '$0 != valid && !known[$0]++')
+[ "${eval_valid_set}" = false ] || eval_sets="${valid_eval_set} ${eval_sets}"
+eval_sets=${eval_sets//$'\n'/ }
 inference_ngpu=0
 if [ "${gpu_inference}" = true ]; then
     inference_ngpu=1
@@ -363,8 +395,14 @@ launch() { # launch EXP COMMAND...: train on GPUs, through the queue
         --ngpu "${ngpu}" --num_nodes "${num_nodes}" --init_file_prefix "${exp}"/.dist_init_ \
         --multiprocessing_distributed true -- "${@:2}" || die "training failed, see ${exp}/train.log"
 }
+split_tables() { # split_tables DATA SHAPES DIR: as asr.sh does, with the weights of a KD set
+    local tables=("$1/wav.scp" "$1/text")
+    [ ! -e "$1/kd_weight" ] || tables+=("$1/kd_weight")
+    ${python} -m espnet2.bin.split_scps --num_splits "${num_splits_asr}" --output_dir "$3" \
+        --scps "${tables[@]}" "$2/speech_shape" "$2/text_shape.${token_type}"
+}
 train() { # train TASK CONFIG DATA SHAPES STATS EXP "FILE..." [option...]; FILEs as for once
-    local task=$1 config=$2 data=$3 shapes=$4 stats=$5 exp=$6 files=$7 key command normalize=()
+    local task=$1 config=$2 data=$3 shapes=$4 stats=$5 exp=$6 files=$7 key command normalize=() splits=""
     shift 7
     if is_foreign "${exp}"; then return; fi
     made_by "2 or 8" "${data}/wav.scp" "${data_feats}/${valid_set}/wav.scp"
@@ -381,12 +419,19 @@ train() { # train TASK CONFIG DATA SHAPES STATS EXP "FILE..." [option...]; FILEs
         --valid_shape_file "${stats}/valid/text_shape.${token_type}"
         --fold_length $((asr_speech_fold_length * 100)) --fold_length "${asr_text_fold_length}"
         --kd_conf true_lengths=true "${normalize[@]}" --resume true --output_dir "${exp}" "$@")
+    if [ "${num_splits_asr}" -gt 1 ]; then
+        ! grep -qE '(nodes:|-) *sequence *$' "${config}" || die "--num_splits_asr ${num_splits_asr}: nodes: sequence compares the hypotheses of an utterance, which a split set tears apart; leave it at 1"
+        splits=${exp}/splits${num_splits_asr}
+        command=("${command[@]/#"${data}/"/"${splits}/"}")
+        command=("${command[@]/#"${shapes}/"/"${splits}/"}" --multiple_iterator true)
+    fi
     files+=" $(tables_of "${data##*/}" "${valid_set}") ${token_list} ${bpemodel} ${shapes}/speech_shape ${stats}/.command ${stats}/train/feats_stats.npz"
     key=$(key_of "${files}" "${command[@]}")
     is_done "${exp}" "${key}" && return
     # Without a checkpoint there is nothing that ESPnet would go on from.
     [ ! -e "${exp}/checkpoint.pth" ] || [ "$(cat "${exp}/.command")" = "${key}" ] || refuse_other "${exp}"
     begin "${exp}" "${key}"
+    [ -z "${splits}" ] || split_tables "${data}" "${shapes}" "${splits}"
     launch "${exp}" "${command[@]}"
     touch "${exp}/.done"
 }
@@ -596,8 +641,24 @@ find_trained() { # sets trained, the systems that have a checkpoint; names those
     done
     [ ${#trained[@]} -gt 0 ] || die "nothing is trained: run stages 5, 9, 10 and 11 first"
 }
-choose_search() { # choose_search NAME TASK FOLDER CHECKPOINT: sets search (options) and results (folder)
-    local config=${inference_config} args=${inference_args} base=${3%/} tag=${inference_tag}
+choose_lm() { # sets lm, options of decoding, and lm_name, part of a decoding's name
+    lm=() lm_name=
+    if [ "${use_lm}" = true ] && [ -e "${lm_exp}/config.yaml" ]; then
+        lm=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
+        lm_name=_lm_$(basename "${lm_exp}")_$(stem_of "${inference_lm}")
+    elif [ "${use_lm}" = true ]; then
+        [ ${#asr_sh[@]} -eq 0 ] || die "--use_lm true: ${lm_exp}/config.yaml is not there: train it (asr.sh, stages 6 to 8), give --lm_exp, or --use_lm false"
+        log "  --use_lm true: ${lm_exp}/config.yaml is not there, no LM is used but one that --inference_args names"
+    fi
+    if [ "${use_ngram}" = true ]; then
+        lm+=(--ngram_file "${ngram_exp}/${inference_ngram}")
+        lm_name+=_ngram_$(basename "${ngram_exp}")_$(stem_of "${inference_ngram}")
+    fi
+}
+stem_of() { echo "$1" | sed -e 's/\//_/g' -e 's/\.[^.]*$//'; }
+choose_search() { # choose_search NAME TASK FOLDER CHECKPOINT: sets config, args, tag and results, a folder
+    local base=${3%/}
+    config=${inference_config} args=${inference_args} tag=${inference_tag}
     if [[ $1 == teacher* && -n ${teacher_inference_config} ]]; then
         config=${teacher_inference_config} args=
     elif [ "$2" != "${asr_task}" ]; then # the student's search has options that it lacks
@@ -606,55 +667,111 @@ choose_search() { # choose_search NAME TASK FOLDER CHECKPOINT: sets search (opti
     is_ours "${base}" || base=$(place_of "$3") # a folder that asr.sh made is not written to
     if [ -z "${tag}" ]; then
         tag=$([ -n "${config}" ] && name_of "${config}" || echo inference)
-        tag+=$(echo "${args}" | sed -e 's/--/\_/g' -e 's/[ |=]//g')_asr_model_${4%.pth}
+        tag+=$(echo "${args}" | sed -e 's/--/\_/g' -e 's/[ |=]//g')${lm_name}_asr_model_$(stem_of "$4")
     fi
-    search="${config:+--config ${config}} ${args}"
     results=${base}/${tag}
 }
-if runs 12 "decoding of ${test_sets} with stock ESPnet inference"; then
-    [ "${use_lm}" = false ] || log "  --use_lm true: an LM is used only as --inference_args \"--lm_train_config FILE --lm_file FILE\""
+by_asr_sh() { # by_asr_sh STAGE TASK EXP MODEL SETS: decode or score SETS (called by once: dies itself)
+    local log=$3/${tag}/asr_stage$1.log sets=" $5 " valid=false
+    if [[ ${sets} == *" ${valid_eval_set} "* ]]; then
+        sets=${sets/" ${valid_eval_set} "/ } valid=true
+    fi
+    local own=(--inference_config "${config}" --inference_asr_model "$4" --inference_tag "${tag}")
+    [ "${args}" = "${inference_args}" ] || own+=(--inference_args "${args}")
+    mkdir -p "${log%/*}"
+    # The shim: stock inference of transducers needs a stand-in for warprnnt_pytorch.
+    "${asr_sh[@]}" --asr_task "$2" --asr_exp "$3" "${own[@]}" --test_sets "${sets# }" --eval_valid_set "${valid}" \
+        --python "${python} -m espnet_kd.shim" --stage "$1" --stop_stage "$1" </dev/null >"${log}" 2>&1 || die "asr.sh failed, see ${log}"
+}
+if runs 12 "decoding of ${eval_sets} with stock ESPnet inference"; then
     find_trained
+    choose_lm
     for system in "${trained[@]}"; do
         read -r name task exp model <<<"${system}"
         # shellcheck disable=SC2086
         choose_search ${system}
+        search="${config:+--config ${config} }${lm[*]:+${lm[*]} }${args}"
         log "  ${name} -> ${results}${search:+ (${search})}"
-        for set in ${test_sets}; do
+        for set in ${eval_sets}; do
             made_by 2 "${data_feats}/${set}/wav.scp"
-            # shellcheck disable=SC2086
-            once "${results}/${set}" "${exp}/config.yaml ${exp}/${model} $(tables_of "${set}")" \
-                decode "${task}" "${exp}" "${model}" "${set}" "${results}/${set}" ${search}
+            made="${exp}/config.yaml ${exp}/${model} $(tables_of "${set}")"
+            before=${exp%/}/${tag}/${set}/text
+            if ! is_ours "${exp}" && [ -e "${before}" ]; then
+                log "    ${before}: decoded by asr.sh before, taken"
+                once "${results}/${set}" "${before} ${made}" cp "${before}" "${results}/${set}/text"
+            elif is_ours "${exp}" && [ ${#asr_sh[@]} -gt 0 ] && [ "${set}" != "${valid_set}" ]; then
+                # shellcheck disable=SC2086
+                once "${results}/${set}" "${made}" by_asr_sh 12 "${task}" "${exp}" "${model}" "${set}" ${search}
+            else
+                # shellcheck disable=SC2086
+                once "${results}/${set}" "${made}" decode "${task}" "${exp}" "${model}" "${set}" "${results}/${set}" ${search}
+            fi
         done
     done
 fi
 
-find_decoded() { # find_decoded SET: adds the options of the report, of every system that is decoded
-    local name task exp model system text
+scored_text() { # scored_text TEXT CLEANER OUTPUT: prints the file that is scored
+    local filter=()
+    [ ! -x local/wer_output_filter ] || filter=(--filter local/wer_output_filter)
+    if [ "${nlsyms_txt} $2" = "none none" ] && [ ${#filter[@]} -eq 0 ]; then
+        echo "$1"
+    else
+        ${python} -m espnet_kd.bin.scored_text --text "$1" --cleaner "$2" --nlsyms_txt "${nlsyms_txt}" "${filter[@]}" --output "$3" >&2 || exit
+        echo "$3"
+    fi
+}
+find_decoded() { # find_decoded SET: sets options of the report, of all decoded systems; adds them to scored
+    local name task exp model system ref hyp
     names=" " options=()
     for system in "${trained[@]}"; do
         read -r name task exp model <<<"${system}"
         # shellcheck disable=SC2086
         choose_search ${system}
-        text=${results}/$1/text
-        [ -e "${text}" ] || continue
+        [ -e "${results}/$1/text" ] || continue
+        ref=$(scored_text "${data_feats}/$1/text" "${cleaner}" "${results}/$1/score_wer/ref.txt")
+        hyp=$(scored_text "${results}/$1/text" "${hyp_cleaner}" "${results}/$1/score_wer/hyp.txt")
+        [ ${#options[@]} -gt 0 ] || options=(--ref "${ref}")
         names+="${name} "
-        options+=(--hyp "${name}" "${text}" --model "${name}" "${exp}/${model}")
-        scored+=("${name} ${results}/$1")
+        options+=(--hyp "${name}" "${hyp}" --model "${name}" "${exp}/${model}")
+        scored+=("${name} ${results}/$1 ${ref} ${hyp}")
     done
     [ ${#options[@]} -gt 0 ] || die "nothing is decoded for $1: run stage 12"
 }
+score_as_asr_sh() { # the recipe's own scoring of every folder, as asr.sh does it
+    local name task exp model system folders=" " sets
+    sets=$(for set in ${eval_sets}; do [ "${set}" = "${valid_set}" ] || echo -n "${set} "; done)
+    for system in "${trained[@]}"; do
+        read -r name task exp model <<<"${system}"
+        # shellcheck disable=SC2086
+        choose_search ${system}
+        [[ ${folders} != *" ${results} "* ]] || continue
+        folders+="${results} "
+        if [ ${#asr_sh[@]} -eq 0 ]; then
+            # shellcheck disable=SC2086
+            [ ! -x local/score.sh ] || local/score.sh ${local_score_opts} "${results%/*}" </dev/null
+        elif [ -z "${sets}" ] || ! is_ours "${exp}"; then
+            continue # nothing that asr.sh decoded, or it has scored it
+        elif command -v sclite >/dev/null; then
+            by_asr_sh 13 "${task}" "${exp}" "${model}" "${sets}"
+            log "  ${exp}/RESULTS.md"
+        else
+            log "  ${exp}: sclite is not on PATH, asr.sh's own scoring is left out (Debian: apt install sctk)"
+        fi
+    done
+}
 if runs 13 "scoring -> <results>/<set>/score_wer/result.md"; then
     find_trained
+    choose_lm
     scored=()
-    for set in ${test_sets}; do
+    for set in ${eval_sets}; do
         find_decoded "${set}"
     done
     for system in "${scored[@]}"; do
-        read -r name dir <<<"${system}"
-        ${python} -m espnet_kd.bin.report --ref "${data_feats}/${dir##*/}/text" \
-            --hyp "${name}" "${dir}/text" --output "${dir}/score_wer/result.md" >/dev/null
+        read -r name dir ref hyp <<<"${system}"
+        ${python} -m espnet_kd.bin.report --ref "${ref}" --hyp "${name}" "${hyp}" --output "${dir}/score_wer/result.md" >/dev/null
         log "  ${dir}/score_wer/result.md"
     done
+    score_as_asr_sh
 fi
 
 report_dir=${asr_exp}
@@ -662,11 +779,12 @@ report_dir=${asr_exp}
 [ -z "${sparse_config}" ] || report_dir=${sparse_exp}
 if runs 14 "report -> ${report_dir}/report_<set>.md"; then
     find_trained
-    for set in ${test_sets}; do
+    choose_lm
+    for set in ${eval_sets}; do
         find_decoded "${set}"
         [[ ${names} != *" teacher "* ]] || options+=(--teacher teacher)
         [[ ${names} != *" student "* ]] || options+=(--baseline student)
-        ${python} -m espnet_kd.bin.report --ref "${data_feats}/${set}/text" "${options[@]}" --output "${report_dir}/report_${set}.md"
+        ${python} -m espnet_kd.bin.report "${options[@]}" --output "${report_dir}/report_${set//\//_}.md"
     done
 fi
 log "Done in ${SECONDS} seconds: $0 ${run_args}"

@@ -1,0 +1,148 @@
+"""Put kd.sh and conf/kd beside the run.sh of an ESPnet recipe, or take them away again.
+
+Nothing else is touched. Links are made, so that the recipe follows the package; copies
+(--copy) stay as they are, and conf/kd/.installed remembers what they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import espnet_kd
+
+PACKAGE = Path(espnet_kd.__file__).resolve().parent
+SHIPPED = {"kd.sh": "shipped/asr1/kd.sh", "conf/kd": "shipped/kd"}
+# By what an ESPnet ASR recipe is known.
+OF_A_RECIPE = ("run.sh", "asr.sh", "path.sh", "cmd.sh", "conf", "local")
+RECORD = "conf/kd/.installed"
+
+
+def install(recipe: Path, copy: bool = False) -> list[Path]:
+    """Link or copy `SHIPPED` into a recipe; returns what was put there.
+
+    Raises:
+        FileNotFoundError: the folder is no ESPnet ASR recipe.
+        FileExistsError: something that is not ours, or that was changed, is in the way.
+    """
+    lacking = [name for name in OF_A_RECIPE if not (recipe / name).exists()]
+    if lacking:
+        raise FileNotFoundError(
+            f"{recipe}: is no ESPnet ASR recipe, {', '.join(lacking)} "
+            f"{'is' if len(lacking) == 1 else 'are'} not there; give a folder like "
+            "egs2/librispeech/asr1"
+        )
+    remove(recipe)
+    for name, shipped in SHIPPED.items():
+        source, target = PACKAGE / shipped, recipe / name
+        if not copy:
+            target.symlink_to(source)
+        elif source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy(source, target)
+    if copy:
+        lines = [f"{_digest(recipe / name)}  {name}\n" for name in _copies(recipe)]
+        (recipe / RECORD).write_text("".join(lines), encoding="utf-8")
+    return [recipe / name for name in SHIPPED]
+
+
+def remove(recipe: Path) -> list[Path]:
+    """Take away what `install` put into a recipe; returns what was taken away.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        FileExistsError: a file is not ours, or was changed since. Nothing is removed.
+    """
+    if not recipe.is_dir():
+        raise FileNotFoundError(f"{recipe}: there is no such folder")
+    present = [name for name in SHIPPED if os.path.lexists(recipe / name)]
+    recorded = _recorded(recipe)
+    for name in present:
+        path = recipe / name
+        if not path.is_symlink():
+            _require_unchanged(recipe, path, recorded)
+        elif not _is_our_link(path, SHIPPED[name]):
+            raise FileExistsError(f"{path}: is a link of someone else's; move it away")
+    for name in present:
+        path = recipe / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return [recipe / name for name in present]
+
+
+def _is_our_link(path: Path, shipped: str) -> bool:
+    """A link made by hand counts, and one to a package that has moved since."""
+    is_made_here = os.readlink(path).endswith(f"{PACKAGE.name}/{shipped}")
+    return is_made_here or path.resolve() == (PACKAGE / shipped).resolve()
+
+
+def _require_unchanged(recipe: Path, path: Path, recorded: dict[str, str]) -> None:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        name = file.relative_to(recipe).as_posix()
+        if name == RECORD:
+            continue
+        if name not in recorded:
+            raise FileExistsError(f"{file}: was not put here by us; move it away")
+        if _digest(file) != recorded[name]:
+            raise FileExistsError(
+                f"{file}: was changed since it was put here; move it away (an own "
+                "preset may lie anywhere else, say in conf/)"
+            )
+
+
+def _recorded(recipe: Path) -> dict[str, str]:
+    """File in the recipe -> its checksum when it was copied there."""
+    path = recipe / RECORD
+    if (recipe / "conf/kd").is_symlink() or not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
+def _copies(recipe: Path) -> list[str]:
+    presets = sorted((recipe / "conf/kd").iterdir())
+    return ["kd.sh", *(path.relative_to(recipe).as_posix() for path in presets)]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m espnet_kd.bin.install_recipe",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("recipe", type=Path, help="a folder like egs2/librispeech/asr1")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--copy", action="store_true", help="copy the files, where links are no use"
+    )
+    choice.add_argument("--undo", action="store_true", help="take them away again")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    try:
+        if args.undo:
+            removed = remove(args.recipe)
+            print("\n".join(f"removed {path}" for path in removed) or "nothing to undo")
+        else:
+            for path in install(args.recipe, args.copy):
+                print(f"{path} -> {path.readlink()}" if path.is_symlink() else path)
+    except OSError as error:
+        sys.exit(f"install_recipe: {error}")
+
+
+if __name__ == "__main__":
+    main()
