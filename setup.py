@@ -24,7 +24,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["espnet_kd", "espnet_kd.*"]),
-    # shipped/ links to egs/TEMPLATE/asr1 and conf/kd; a wheel holds the files themselves.
+    # shipped/ links to egs/TEMPLATE/asr1 and conf/kd; a wheel holds the files.
     package_data={"espnet_kd": ["shipped/*/*.*", "shipped/*/utils/*"]},
     python_requires=">=3.10",
     install_requires=[

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import functools
 import importlib
 import io
 import json
@@ -20,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+
+from espnet_kd.report.sclite import find_sclite
 
 OK, LACK, BROKEN = "ok", "lack", "broken"
 _BUILD = "build an environment: make env"
@@ -251,12 +252,8 @@ def _gpu_names() -> str:
 
 
 def _sclite() -> Finding:
-    try:
-        from espnet_kd.report.scoring import find_sclite as find
-    except ImportError:  # what scoring needs has a line of its own
-        find = functools.partial(shutil.which, "sclite")
     return _at(
-        find(),
+        find_sclite(),
         "sclite",
         "SCTK (Debian: apt install sctk; in an ESPnet checkout: "
         "tools/installers/install_sctk.sh); until then kaldialign scores",

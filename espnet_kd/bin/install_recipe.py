@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import espnet_kd
+from espnet_kd.data.files import write_whole
 
 PACKAGE = Path(espnet_kd.__file__).resolve().parent
 SHIPPED = {"kd.sh": "shipped/asr1/kd.sh", "conf/kd": "shipped/kd"}
@@ -37,18 +38,26 @@ def install(recipe: Path, copy: bool = False) -> list[Path]:
             "egs2/librispeech/asr1"
         )
     remove(recipe)
-    for name, shipped in SHIPPED.items():
-        source, target = PACKAGE / shipped, recipe / name
-        if not copy:
-            target.symlink_to(source)
-        elif source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copy(source, target)
     if copy:
-        lines = [f"{_digest(recipe / name)}  {name}\n" for name in _copies(recipe)]
-        (recipe / RECORD).write_text("".join(lines), encoding="utf-8")
+        _copy(recipe)
+    else:
+        for name, shipped in SHIPPED.items():
+            (recipe / name).symlink_to(PACKAGE / shipped)
     return [recipe / name for name in SHIPPED]
+
+
+def _copy(recipe: Path) -> None:
+    """The presets with the record of all copies first, so that a kill can be undone."""
+    program, presets = (PACKAGE / SHIPPED[name] for name in ("kd.sh", "conf/kd"))
+    files = {"kd.sh": program}
+    files |= {f"conf/kd/{path.name}": path for path in sorted(presets.iterdir())}
+    part = recipe / "conf/.kd.new"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(presets, part)
+    lines = [f"{_digest(path)}  {name}\n" for name, path in files.items()]
+    (part / Path(RECORD).name).write_text("".join(lines), encoding="utf-8")
+    part.rename(recipe / "conf/kd")
+    write_whole(recipe / "kd.sh", lambda part: shutil.copy(program, part))
 
 
 def remove(recipe: Path) -> list[Path]:
@@ -84,7 +93,9 @@ def _is_our_link(path: Path, shipped: str) -> bool:
 
 
 def _require_unchanged(recipe: Path, path: Path, recorded: dict[str, str]) -> None:
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.rglob("*")) or files
     for file in files:
         name = file.relative_to(recipe).as_posix()
         if name == RECORD:
@@ -105,11 +116,6 @@ def _recorded(recipe: Path) -> dict[str, str]:
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-
-
-def _copies(recipe: Path) -> list[str]:
-    presets = sorted((recipe / "conf/kd").iterdir())
-    return ["kd.sh", *(path.relative_to(recipe).as_posix() for path in presets)]
 
 
 def _digest(path: Path) -> str:

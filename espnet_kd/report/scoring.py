@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from kaldialign import edit_distance
 
-# Where Debian's package sctk has its programs; on PATH it puts only `sctk`.
-SCTK_FOLDER = "/usr/lib/sctk/bin"
+from espnet_kd.report.sclite import find_sclite
+
 _SHOWN = 10  # ids listed in full in an error message
 _SCLITE_COUNTS = re.compile(
     r"^id: \(kd-(\d+)\)\s*\nScores: \(#C #S #D #I\) (\d+) (\d+) (\d+) (\d+)",
@@ -163,12 +161,6 @@ def _align_sclite(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
         for side in (0, 1)
     )
     return sclite_counts(refs, hyps)
-
-
-def find_sclite() -> str | None:
-    """The path of sclite: on PATH, or where Debian's package sctk has it."""
-    folders = [os.environ.get("PATH", ""), SCTK_FOLDER]
-    return shutil.which("sclite", path=os.pathsep.join(folders))
 
 
 def sclite_counts(refs: list[str], hyps: list[str], *options: str) -> np.ndarray:

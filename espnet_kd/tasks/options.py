@@ -171,9 +171,13 @@ def _check_parallel(args: argparse.Namespace, conf: KDConf) -> None:
             "which can neither hold a teacher nor prune; add "
             "--multiprocessing_distributed true"
         )
-    if torch.distributed.is_initialized() and any(
-        "sequence" in loss.nodes for loss in conf.losses
-    ):
+    compares_hypotheses = any("sequence" in loss.nodes for loss in conf.losses)
+    if compares_hypotheses and getattr(args, "multiple_iterator", False):
+        raise ValueError(
+            "kd_conf.losses: nodes: sequence compares the hypotheses of an utterance, "
+            "which a split set tears apart; leave --num_splits_asr at 1"
+        )
+    if compares_hypotheses and torch.distributed.is_initialized():
         raise ValueError(
             "kd_conf.losses: nodes: sequence compares hypotheses of a batch, which "
             "ESPnet deals out to the ranks one by one; train on one GPU, or weight the "

@@ -214,13 +214,6 @@ def test_a_training_set_in_parts(recipe: Path):
         parts = [table(recipe / splits / name / f"split.{n}") for n in (0, 1)]
         assert parts[0] and parts[1] and {**parts[0], **parts[1]} == whole
     assert (student / "valid.loss.ave.pth").exists()
-    (recipe / "conf" / "full_sum.yaml").write_bytes(
-        (REPO / "conf" / "kd" / "full_sum.yaml").read_bytes()
-    )
-    options += ("--kd_config", "conf/full_sum.yaml", "--kd_tag", "sequence")
-    options += ("--asr_tag", "lists")
-    answer = kd(recipe, "--stage", "10", "--stop_stage", "10", *options)
-    assert "--num_splits_asr 2: nodes: sequence compares" in answer.stderr
 
 
 def test_what_is_done_is_not_done_again(recipe: Path):

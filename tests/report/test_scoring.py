@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from espnet_kd.report.scoring import find_sclite, mean_of_runs, read_text, score
+from espnet_kd.report.sclite import find_sclite
+from espnet_kd.report.scoring import mean_of_runs, read_text, score
 
 
 def edit_distance(ref: list[str], hyp: list[str]) -> int:
@@ -82,7 +83,7 @@ def test_sclite_gives_the_same_totals(unit):
 
 def test_absent_sclite_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("espnet_kd.report.scoring.SCTK_FOLDER", str(tmp_path))
+    monkeypatch.setattr("espnet_kd.report.sclite.SCTK_FOLDER", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="install_sctk.sh.*kaldialign"):
         score({"a": "x"}, {"a": "x"}, scorer="sclite")
 

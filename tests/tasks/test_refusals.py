@@ -130,6 +130,13 @@ def test_data_parallel(recipe: Recipe):
     refused(recipe, "ngpu: 2", ngpu=2, weights=True)
 
 
+def test_hypotheses_torn_apart_by_a_split_set(recipe: Recipe):
+    compared = dict(kd_conf=dict(losses=[dict(nodes="sequence")]))
+    model = teachers(recipe.teacher("hybrid"))
+    message = "nodes: sequence .* tears apart; leave --num_splits_asr at 1"
+    refused(recipe, message, multiple_iterator=True, **model, **compared)
+
+
 def test_a_yaml_file_may_name_one_teacher_without_a_list(recipe: Recipe):
     model = recipe.teacher("hybrid")
     names = dict(teacher_config=model.config, teacher_model_file=model.checkpoint)

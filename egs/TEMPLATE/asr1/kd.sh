@@ -110,7 +110,7 @@ for option in "${!unused[@]}"; do printf -v "${option}" '%s' "${unused[${option}
 refused="use_k2 use_streaming use_maskctc use_prompt use_lang_prompt use_nlp_prompt sot_asr
     multi_columns_input_wav_scp multi_columns_output_wav_scp"
 for option in ${refused}; do printf -v "${option}" false; done
-# And these change nothing here, or only what the recipe's own asr.sh does.
+# And these change nothing here but names (lm_*), or only what the recipe's own asr.sh does.
 # shellcheck disable=SC2034
 skip_data_prep=false skip_train=false skip_eval=false skip_upload=true skip_upload_hf=true \
     skip_packing=true debug=false hf_repo="" ngram_num=3 \
@@ -160,11 +160,12 @@ PATH=${PATH}:${here}/utils:/usr/lib/sctk/bin # where Debian puts sclite
 asr_sh=()
 if [ -x asr.sh ]; then
     asr_sh=(./asr.sh)
+    theirs=" $(sed -n '/parse_options\.sh/q; s/^\([a-z0-9_]*\)=.*/\1/p' asr.sh | tr '\n' ' ')"
     for ((i = 0; i < ${#words[@]}; i += 2)); do
         option=${words[i]#--}
         option=${option//-/_}
         [[ " stage stop_stage skip_stages download_model " != *" ${option} "* ]] || continue
-        ! grep -q "^${option}=" asr.sh || asr_sh+=("${words[@]:i:2}")
+        [[ ${theirs} != *" ${option} "* ]] || asr_sh+=("${words[@]:i:2}")
     done
 fi
 
@@ -174,13 +175,15 @@ made_by() { # made_by STAGES FILE...: refuse to go on without a file of an earli
     local stages=$1 file
     shift
     for file in "$@"; do
-        [ -e "${file}" ] || die "${file} is not there: run stage ${stages} (of kd.sh or asr.sh) first"
+        [ -e "${file}" ] || die "${file} is not there: run stage ${stages} of kd.sh, or what makes it in asr.sh, first"
     done
 }
-runs() { # Whether a stage is asked for; says what it does.
+is_wanted() { # is_wanted STAGE
     [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] || return 1
-    [[ ! " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]] || return 1
-    log "Stage $1: $2"
+    [[ ! " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]]
+}
+runs() { # runs STAGE WHAT: whether a stage is asked for; says what it does
+    is_wanted "$1" && log "Stage $1: $2"
 }
 
 # A folder remembers the command that began it (.command) and that it ended well (.done).
@@ -208,6 +211,9 @@ once() { # once DIR "FILE..." COMMAND...: skip what has ended well in DIR from t
     touch "${dir}/.done"
 }
 is_ours() { [ -e "$1/.command" ] || [ -e "$1/.done" ]; } # is_ours DIR: begun by kd.sh
+is_here() { # is_here DIR: begun by kd.sh in this recipe
+    is_ours "$1" && [[ ($1 != ../* && $1 != /*) || $1 == "${PWD}"/* ]]
+}
 may_write() { # may_write DIR FILE: not where DIR holds a FILE that asr.sh made
     is_ours "$1" || [ ! -e "$2" ] && return
     log "  $2 was not made by kd.sh: left as it is"
@@ -306,12 +312,35 @@ if [ -n "${sparse_config}" ]; then
     sparse_tag=${sparse_tag:-$(name_of "${sparse_config}")$(tag_of_args "${sparse_args}")}
     sparse_exp=${sparse_exp:-${expdir}/$(basename "${teachers[0]:-}")_${sparse_tag}}
 fi
+[[ " ${teachers[*]%/} " != *" ${asr_exp%/} "* ]] || [ ! -e "${asr_exp}/config.yaml" ] || is_ours "${asr_exp}" ||
+    die "${asr_exp} is the teacher's folder: name the student's by --asr_config, --asr_tag or --asr_exp"
+for folder in "${asr_exp}" "${kd_exp}" "${sparse_exp}" "${teachers[@]}"; do
+    name=$(basename "${folder}")
+    [ ${#name} -le 255 ] || die "${name} is too long a name: give --asr_tag, --kd_tag, --sparse_tag or --teacher_exp"
+done
 decode_dir=$(place_of "${teachers[0]:-}")
 if [ -z "${lm_exp}" ]; then
     [ -n "${lm_tag}" ] || lm_tag=$([ -n "${lm_config}" ] && name_of "${lm_config}" || echo train)_${_lang}${token_tag}$(tag_of_args "${lm_args}")
     lm_exp=${expdir}/lm_${lm_tag}
 fi
 ngram_exp=${ngram_exp:-${expdir}/ngram}
+choose_lm() { # sets lm, options of decoding, and lm_name, part of a decoding's name
+    lm=() lm_name=
+    if [ "${use_lm}" = true ] && [ -e "${lm_exp}/config.yaml" ]; then
+        lm=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
+        lm_name=_lm_$(basename "${lm_exp}")_$(stem_of "${inference_lm}")
+    elif [ "${use_lm}" = true ]; then
+        [ ${#asr_sh[@]} -eq 0 ] || die "--use_lm true: ${lm_exp}/config.yaml is not there: train it (asr.sh, stages 6 to 8), give --lm_exp, or --use_lm false"
+        log "  --use_lm true: ${lm_exp}/config.yaml is not there, no LM is used but one that --inference_args names"
+    fi
+    if [ "${use_ngram}" = true ]; then
+        lm+=(--ngram_file "${ngram_exp}/${inference_ngram}")
+        lm_name+=_ngram_$(basename "${ngram_exp}")_$(stem_of "${inference_ngram}")
+    fi
+}
+stem_of() { echo "$1" | sed -e 's/\//_/g' -e 's/\.[^.]*$//'; }
+# A lack is told before the trainings.
+if is_wanted 12 || is_wanted 13 || is_wanted 14; then choose_lm; fi
 # The valid set is decoded as it was before asr.sh removed long and short utterances.
 valid_eval_set=${valid_set}
 [ ! -d "${data_feats}/org/${valid_set}" ] || valid_eval_set=org/${valid_set}
@@ -420,7 +449,6 @@ train() { # train TASK CONFIG DATA SHAPES STATS EXP "FILE..." [option...]; FILEs
         --fold_length $((asr_speech_fold_length * 100)) --fold_length "${asr_text_fold_length}"
         --kd_conf true_lengths=true "${normalize[@]}" --resume true --output_dir "${exp}" "$@")
     if [ "${num_splits_asr}" -gt 1 ]; then
-        ! grep -qE '(nodes:|-) *sequence *$' "${config}" || die "--num_splits_asr ${num_splits_asr}: nodes: sequence compares the hypotheses of an utterance, which a split set tears apart; leave it at 1"
         splits=${exp}/splits${num_splits_asr}
         command=("${command[@]/#"${data}/"/"${splits}/"}")
         command=("${command[@]/#"${shapes}/"/"${splits}/"}" --multiple_iterator true)
@@ -637,25 +665,16 @@ find_trained() { # sets trained, the systems that have a checkpoint; names those
     trained=()
     for system in "${all[@]}"; do
         read -r name task exp model <<<"${system}"
-        if [ -e "${exp}/${model}" ]; then trained+=("${system}"); else log "  ${name} is left out, no ${exp}/${model}"; fi
+        if [ -e "${exp}/${model}" ]; then
+            trained+=("${system}")
+        elif [ -e "${exp}/.done" ]; then
+            die "${exp} is trained and has no ${model}: give --inference_asr_model (--teacher_model, --sparse_model)"
+        else
+            log "  ${name} is left out, no ${exp}/${model}"
+        fi
     done
     [ ${#trained[@]} -gt 0 ] || die "nothing is trained: run stages 5, 9, 10 and 11 first"
 }
-choose_lm() { # sets lm, options of decoding, and lm_name, part of a decoding's name
-    lm=() lm_name=
-    if [ "${use_lm}" = true ] && [ -e "${lm_exp}/config.yaml" ]; then
-        lm=(--lm_train_config "${lm_exp}/config.yaml" --lm_file "${lm_exp}/${inference_lm}")
-        lm_name=_lm_$(basename "${lm_exp}")_$(stem_of "${inference_lm}")
-    elif [ "${use_lm}" = true ]; then
-        [ ${#asr_sh[@]} -eq 0 ] || die "--use_lm true: ${lm_exp}/config.yaml is not there: train it (asr.sh, stages 6 to 8), give --lm_exp, or --use_lm false"
-        log "  --use_lm true: ${lm_exp}/config.yaml is not there, no LM is used but one that --inference_args names"
-    fi
-    if [ "${use_ngram}" = true ]; then
-        lm+=(--ngram_file "${ngram_exp}/${inference_ngram}")
-        lm_name+=_ngram_$(basename "${ngram_exp}")_$(stem_of "${inference_ngram}")
-    fi
-}
-stem_of() { echo "$1" | sed -e 's/\//_/g' -e 's/\.[^.]*$//'; }
 choose_search() { # choose_search NAME TASK FOLDER CHECKPOINT: sets config, args, tag and results, a folder
     local base=${3%/}
     config=${inference_config} args=${inference_args} tag=${inference_tag}
@@ -664,7 +683,7 @@ choose_search() { # choose_search NAME TASK FOLDER CHECKPOINT: sets config, args
     elif [ "$2" != "${asr_task}" ]; then # the student's search has options that it lacks
         config= args=
     fi
-    is_ours "${base}" || base=$(place_of "$3") # a folder that asr.sh made is not written to
+    is_here "${base}" || base=$(place_of "$3") # another's folder is not written to
     if [ -z "${tag}" ]; then
         tag=$([ -n "${config}" ] && name_of "${config}" || echo inference)
         tag+=$(echo "${args}" | sed -e 's/--/\_/g' -e 's/[ |=]//g')${lm_name}_asr_model_$(stem_of "$4")
@@ -681,11 +700,10 @@ by_asr_sh() { # by_asr_sh STAGE TASK EXP MODEL SETS: decode or score SETS (calle
     mkdir -p "${log%/*}"
     # The shim: stock inference of transducers needs a stand-in for warprnnt_pytorch.
     "${asr_sh[@]}" --asr_task "$2" --asr_exp "$3" "${own[@]}" --test_sets "${sets# }" --eval_valid_set "${valid}" \
-        --python "${python} -m espnet_kd.shim" --stage "$1" --stop_stage "$1" </dev/null >"${log}" 2>&1 || die "asr.sh failed, see ${log}"
+        --python "${python} -m espnet_kd.shim" --stage "$1" --stop_stage "$1" </dev/null >>"${log}" 2>&1 || die "asr.sh failed, see ${log}"
 }
 if runs 12 "decoding of ${eval_sets} with stock ESPnet inference"; then
     find_trained
-    choose_lm
     for system in "${trained[@]}"; do
         read -r name task exp model <<<"${system}"
         # shellcheck disable=SC2086
@@ -694,12 +712,13 @@ if runs 12 "decoding of ${eval_sets} with stock ESPnet inference"; then
         log "  ${name} -> ${results}${search:+ (${search})}"
         for set in ${eval_sets}; do
             made_by 2 "${data_feats}/${set}/wav.scp"
-            made="${exp}/config.yaml ${exp}/${model} $(tables_of "${set}")"
+            made="${exp}/config.yaml ${exp}/${model} ${lm[*]} $(tables_of "${set}")"
             before=${exp%/}/${tag}/${set}/text
-            if ! is_ours "${exp}" && [ -e "${before}" ]; then
+            if ! is_here "${exp}" && [ "${before}" -nt "${exp}/${model}" ]; then
                 log "    ${before}: decoded by asr.sh before, taken"
                 once "${results}/${set}" "${before} ${made}" cp "${before}" "${results}/${set}/text"
-            elif is_ours "${exp}" && [ ${#asr_sh[@]} -gt 0 ] && [ "${set}" != "${valid_set}" ]; then
+            elif is_here "${exp}" && [ ${#asr_sh[@]} -gt 0 ] && [ "${set}" != "${valid_set}" ]; then
+                # asr.sh makes its own search of the same options; here it is part of the key.
                 # shellcheck disable=SC2086
                 once "${results}/${set}" "${made}" by_asr_sh 12 "${task}" "${exp}" "${model}" "${set}" ${search}
             else
@@ -748,8 +767,8 @@ score_as_asr_sh() { # the recipe's own scoring of every folder, as asr.sh does i
         folders+="${results} "
         if [ ${#asr_sh[@]} -eq 0 ]; then
             # shellcheck disable=SC2086
-            [ ! -x local/score.sh ] || local/score.sh ${local_score_opts} "${results%/*}" </dev/null
-        elif [ -z "${sets}" ] || ! is_ours "${exp}"; then
+            [ ! -x local/score.sh ] || python="${python}" local/score.sh ${local_score_opts} "${results%/*}" </dev/null
+        elif [ -z "${sets}" ] || ! is_here "${exp}"; then
             continue # nothing that asr.sh decoded, or it has scored it
         elif command -v sclite >/dev/null; then
             by_asr_sh 13 "${task}" "${exp}" "${model}" "${sets}"
@@ -761,7 +780,6 @@ score_as_asr_sh() { # the recipe's own scoring of every folder, as asr.sh does i
 }
 if runs 13 "scoring -> <results>/<set>/score_wer/result.md"; then
     find_trained
-    choose_lm
     scored=()
     for set in ${eval_sets}; do
         find_decoded "${set}"
@@ -779,7 +797,6 @@ report_dir=${asr_exp}
 [ -z "${sparse_config}" ] || report_dir=${sparse_exp}
 if runs 14 "report -> ${report_dir}/report_<set>.md"; then
     find_trained
-    choose_lm
     for set in ${eval_sets}; do
         find_decoded "${set}"
         [[ ${names} != *" teacher "* ]] || options+=(--teacher teacher)

@@ -5,14 +5,16 @@
 # beta 1, 2 and 5 (ERR-KD). RESULTS.md has the paper's numbers; what is the paper's and what
 # is ours stands in conf/kim2019/*.yaml.
 #
-#     ./run_kim2019.sh [options of kd.sh for every step]
+#     ./run_kim2019.sh [options of kd.sh for every step; not --stop_stage, nor a --stage below
+#                      12: the steps set them, and what is done is skipped]
 #     STUDENTS=a BETAS="1 5" ./run_kim2019.sh      some of them
 #
 # Cost (an estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; GPUs like
 # an A100): teacher 20 GPU hours, each of 5 students A 11, each of 5 students B 15: 150 GPU
 # hours. The teacher's search over 960 h: 1360 core hours, or with --gpu_inference true 65 GPU
-# hours. Disk: 15 GB beside the corpus, whose FLAC files are read as they are. Run it again
-# after a kill.
+# hours (with run_jobs.py also --nj 4 --inference_nj 4 from the start: all jobs lie on one GPU).
+# Disk: 15 GB beside the corpus, whose FLAC files are read as they are. Run it again after a
+# kill.
 set -euo pipefail
 
 students=${STUDENTS:-a b}
@@ -33,8 +35,9 @@ step() { # step STUDENT OPTION...: of run.sh
         "${@:2}" "${options[@]}"
 }
 
-# 1. Data, tokens, statistics, the teacher, its hypotheses of the 960 h.
-step "${students%% *}" --kd_config "${conf}/seq_kd.yaml" --stop_stage 6
+# 1. Data, tokens, statistics, the teacher, its hypotheses of the 960 h. Always with student A:
+# statistics are known by the configuration that made them.
+step a --kd_config "${conf}/seq_kd.yaml" --stop_stage 6
 
 # 2. Students on the references and on each KD set, decoded and scored.
 for student in ${students}; do
@@ -59,7 +62,8 @@ for student in ${students}; do
         add "${student}" "${plain}"
         add SEQ-KD "${plain}_kd_seq_kd"
         for beta in ${betas}; do add "ERR-KD ${beta}" "${plain}_kd_err_kd_beta${beta}"; done
-        "${PYTHON:-python3}" -m espnet_kd.bin.report --ref "dump/raw/${set}/text" "${report[@]}" \
+        # shellcheck disable=SC2086
+        ${PYTHON:-python3} -m espnet_kd.bin.report --ref "dump/raw/${set}/text" "${report[@]}" \
             --teacher teacher --baseline "${student}" --output "exp/kim2019_${student}_${set}.md"
     done
 done

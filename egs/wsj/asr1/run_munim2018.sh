@@ -10,8 +10,9 @@
 # search over 81 h of speech, 11 GB of disk. Recurrent layers seldom run at that rate: at 1 s
 # an update the 7 trainings of 25 x 850 updates take 42 hours.
 #
-# Options go to every call of run.sh, e.g. --asr_args "--max_epoch 1". NBESTS: the numbers of
-# hypotheses; STUDENTS: hidden units of the students.
+# Options go to every call of run.sh, e.g. --asr_args "--max_epoch 1"; not --stop_stage, nor a
+# --stage below 12: the steps set them, and what is done is skipped. NBESTS: the numbers of
+# hypotheses, at most 10 (the beam); STUDENTS: hidden units of the students.
 set -euo pipefail
 
 nbests=${NBESTS:-1 5}
@@ -19,14 +20,15 @@ students=${STUDENTS:-256 160}
 conf=conf/munim2018
 
 las() { # las STUDENT OPTION...
-    ./run.sh --asr_config "${conf}/las_student_$1.yaml" \
-        --teacher_asr_config "${conf}/las_teacher.yaml" --teacher_nbest "${nbests##* }" \
+    ./run.sh --asr_config "${conf}/las_student_$1.yaml" --asr_stats_dir exp/asr_stats_munim2018 \
+        --teacher_asr_config "${conf}/las_teacher.yaml" --teacher_nbest 10 \
         --inference_config "${conf}/decode.yaml" --teacher_inference_config "${conf}/decode.yaml" \
         --kd_config "${conf}/hypotheses.yaml" "${@:2}"
 }
 
-# 1. Data, tokens, statistics, teacher, its hypotheses of the training set.
-las "${students##* }" --stop_stage 6 "$@"
+# 1. Data, tokens, statistics, teacher, its hypotheses of the training set. The same student
+# whatever STUDENTS is: statistics are known by the configuration that made them.
+las 160 --stop_stage 6 "$@"
 
 # 2. A KD set for each number of hypotheses; students; decoding, scoring, report.
 for nbest in ${nbests}; do
