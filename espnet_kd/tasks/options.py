@@ -23,6 +23,7 @@ from espnet_kd.teacher.loading import (
     load_model,
     load_stock_model,
     read_config,
+    reads_audio,
     sampling_rate_of,
 )
 
@@ -226,7 +227,7 @@ def _load_teachers(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
     for config, file in zip(args.teacher_config, args.teacher_model_file):
         teacher_args = read_config(config)
         for name, each in (("the student", vars(args)), (config, teacher_args)):
-            if each.get("input_size") is not None:
+            if not reads_audio(each):
                 raise ValueError(
                     f"input_size: {name} reads features, but student and teachers "
                     "share a waveform; train from raw audio (feats_type raw), or use "

@@ -13,6 +13,7 @@ import yaml
 from espnet_kd.teacher.loading import (
     TaskName,
     read_config,
+    reads_audio,
     sampling_rate_of,
     task_of,
 )
@@ -66,7 +67,7 @@ def sampling_rate(config: Mapping[str, Any], path: str | Path = "config.yaml") -
     Raises:
         ValueError: the teacher takes features, not audio.
     """
-    if config.get("input_size") is not None:
+    if not reads_audio(config):
         raise ValueError(
             f"{path}: input_size={config['input_size']}: this teacher takes features, "
             "not audio; only teachers with a frontend (feats_type raw) can decode cuts"

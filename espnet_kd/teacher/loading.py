@@ -33,6 +33,12 @@ def sampling_rate_of(config: Mapping[str, Any]) -> int:
     return humanfriendly.parse_size(str(rate))
 
 
+def reads_audio(config: Mapping[str, Any]) -> bool:
+    """Whether a model takes samples: by a frontend, or (`input_size: 1`) by an encoder
+    of its own, as `torchaudiohubert` does."""
+    return config.get("input_size") in (None, 1)
+
+
 def task_of(config: str | Path) -> TaskName:
     """The ESPnet2 task that trained a model, told by its configuration.
 
