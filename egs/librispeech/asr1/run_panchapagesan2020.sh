@@ -11,8 +11,8 @@
 #     SPARSE_ARGS="--max_epoch 1 ..."    more options of training for the sparse models
 #
 # Cost (an estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; GPU:
-# A100): dense RNN-T 15 GPU hours, Conformer 34; each sparse one 6 and 14; the small Conformer
-# 24, with KD 36: 190 for all of it. Disk, beside LibriSpeech's 60 GB: 25 GB. Run it again
+# A100): dense RNN-T 12 GPU hours, Conformer 21; each sparse one 5 and 9; the small Conformer
+# 14, with KD 21: 125 for all of it. Disk, beside LibriSpeech's 60 GB: 25 GB. Run it again
 # after a kill.
 set -euo pipefail
 

@@ -16,8 +16,8 @@
 #
 # Needs network once: torchaudio (S3PRL for WavLM) downloads a checkpoint of 0.4 GB. Cost (an
 # estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; GPU: A100): teacher
-# 5 GPU hours, a student without KD 9, with KD 11 for each system: 90 for all of it. The
-# teacher's search over 860 h of audio: 720 core hours, twice that for the system `lm`. Disk,
+# 5 GPU hours, a student without KD 5, with KD 6 for each system: 50 for all of it. The
+# teacher's search over 860 h of audio: 340 core hours, twice that for the system `lm`. Disk,
 # beside LibriSpeech's 60 GB: 10 GB. Run it again after a kill.
 set -euo pipefail
 
