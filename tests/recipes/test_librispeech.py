@@ -6,18 +6,15 @@ Starting Python with ESPnet takes most of the time, so one run of each serves al
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.data.librispeech_tree import TEXTS, write_tree
+from tests.recipes.running import REPO, run_script
 
-REPO = Path(__file__).parents[2]
 RECIPE = REPO / "egs" / "librispeech" / "asr1"
 SMALL = (
     "--max_epoch 1 --num_iters_per_epoch 2 --batch_type unsorted --batch_size 3 "
@@ -42,25 +39,10 @@ SEARCH = "beam_size: 2\nminlenratio: 0.1\nmaxlenratio: 0.3\n"
 
 def run(folder: Path, script: str, *options: str, **variables: str) -> str:
     """A script of the recipe on the small corpus; returns its log."""
-    answer = subprocess.run(
-        [script, "--nj", "1", "--inference_nj", "1", "--test_sets", "test_clean"]
-        + ["--local_data_opts", "--check_counts false", *options],
-        cwd=folder / "asr1",
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPO),
-            "PYTHON": sys.executable,
-            "OMP_NUM_THREADS": "1",
-            "LIBRISPEECH": "../corpus",
-            "NGPU": "0",
-            **variables,
-        },
-        capture_output=True,
-        text=True,
-    )
-    logs = "".join(f"--- {p}\n{p.read_text()[-3000:]}" for p in folder.rglob("*.log"))
-    assert answer.returncode == 0, answer.stdout + answer.stderr + logs
-    return answer.stdout
+    words = [script, "--nj", "1", "--inference_nj", "1", "--test_sets", "test_clean"]
+    words += ["--local_data_opts", "--check_counts false", *options]
+    places = dict(LIBRISPEECH="../corpus", NGPU="0")
+    return run_script(folder / "asr1", words, **places, **variables)
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,7 @@ ESPnet takes most of the time, so not every system is run.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +14,8 @@ import torchaudio
 import yaml
 
 from tests.data.librispeech_tree import write_tree
+from tests.recipes.running import REPO, run_script
 
-REPO = Path(__file__).parents[2]
 TRAINING = (
     "--max_epoch 1 --num_iters_per_epoch 2 --accum_grad 1 --keep_nbest_models 1 "
     "--num_workers 0 "
@@ -93,23 +90,10 @@ def recipe(tmp_path_factory) -> Path:
 def run(recipe: Path, script: str, *options: str, **variables: str) -> str:
     """What a script of the recipe says; it must end well."""
     words = [word for name, value in OPTIONS.items() for word in (f"--{name}", value)]
-    answer = subprocess.run(
-        [script, *words, *options],
-        cwd=recipe,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPO),
-            "PYTHON": sys.executable,
-            "LIBRISPEECH": str(recipe.parents[2] / "corpus"),
-            "OMP_NUM_THREADS": "1",
-            **variables,
-        },
-        capture_output=True,
-        text=True,
+    corpus = str(recipe.parents[2] / "corpus")
+    return run_script(
+        recipe, [script, *words, *options], LIBRISPEECH=corpus, **variables
     )
-    logs = (f"--- {x}\n{x.read_text()[-2000:]}" for x in recipe.rglob("exp/**/*.log"))
-    assert answer.returncode == 0, answer.stdout + answer.stderr + "\n".join(logs)
-    return answer.stdout
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import yaml
 
 from espnet_kd.tasks.asr import ASRKDTask
 from tests.data import wsj_tree
+from tests.recipes.running import REPO, run_script
 
-REPO = Path(__file__).parents[2]
 RECIPE = REPO / "egs" / "wsj" / "asr1"
 SMALL = (
     "--max_epoch 1 --num_iters_per_epoch 2 --batch_bins 50000 --num_workers 0 "
@@ -54,23 +54,14 @@ def folder(tmp_path_factory) -> Path:
     search = yaml.safe_load((RECIPE / "conf/munim2018/decode.yaml").read_text())
     search |= dict(beam_size=3, minlenratio=0.1, maxlenratio=0.2)
     (folder / "asr1" / "conf" / "small.yaml").write_text(yaml.safe_dump(search))
-    answer = subprocess.run(
+    run_script(
+        folder / "asr1",
         ["./run_munim2018.sh", *(word for pair in OPTIONS.items() for word in pair)],
-        cwd=folder / "asr1",
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPO),
-            "OMP_NUM_THREADS": "1",
-            "WSJ0": str(folder / "corpus"),
-            "WSJ1": str(folder / "corpus"),
-            "NBESTS": "2",
-            "STUDENTS": "160",
-        },
-        capture_output=True,
-        text=True,
+        WSJ0=str(folder / "corpus"),
+        WSJ1=str(folder / "corpus"),
+        NBESTS="2",
+        STUDENTS="160",
     )
-    logs = "".join(f"--- {p}\n{p.read_text()[-3000:]}" for p in folder.rglob("*.log"))
-    assert answer.returncode == 0, answer.stdout + answer.stderr + logs
     return folder
 
 

@@ -1,0 +1,37 @@
+"""A recipe's script as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+
+
+def run_script(folder: Path, words: Sequence[str], **variables: str) -> str:
+    """Run a script of a recipe in its folder; returns what it says.
+
+    Args:
+        folder: the recipe.
+        words: the script and its options.
+        variables: of the environment.
+    """
+    answer = subprocess.run(
+        words,
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(REPO),
+            "OMP_NUM_THREADS": "1",
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+    )
+    logs = (f"--- {p}\n{p.read_text()[-3000:]}" for p in folder.rglob("*.log"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr + "\n".join(logs)
+    return answer.stdout
