@@ -64,9 +64,16 @@ def get_parser() -> argparse.ArgumentParser:
 def main(cmd: list[str] | None = None) -> None:
     """Parse, prepare, write."""
     args = get_parser().parse_args(cmd)
-    options = {name: value for name, value in vars(args).items() if name != "num_jobs"}
+    # Not the corpora's folders: what is done stays done where they are not named.
+    options = dict(num_dev=args.num_dev, check_counts=args.check_counts)
+    lm_text = args.output_dir / "local" / "other_text" / "text"
     try:
         once(args.output_dir, options, lambda: _prepare(args))
+        if args.fisher_dir:
+            fisher = dict(fisher_dir=args.fisher_dir)
+            once(
+                lm_text.parent, fisher, lambda: _write_fisher(args.fisher_dir, lm_text)
+            )
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"prepare_switchboard: {error}")
 
@@ -88,8 +95,6 @@ def _prepare(args: argparse.Namespace) -> None:
     _write(output / "eval2000" / "stm", test.stm)
     _write(output / "eval2000" / "glm", test.glm)
     _write(output / "nlsyms.txt", "".join(f"{noise}\n" for noise in NOISES))
-    if args.fisher_dir:
-        _write_fisher(args.fisher_dir, output / "local" / "other_text" / "text")
 
 
 def _write(path: Path, text: str) -> None:

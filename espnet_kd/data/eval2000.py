@@ -64,7 +64,7 @@ class Segment(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The id of the utterance that is this segment."""
+        """The id of the utterance that is this segment, as Switchboard's."""
         return utterance_id(self.side, self.begin, self.end)
 
 
@@ -136,6 +136,8 @@ def prepare_eval2000(
 ) -> Eval2000:
     """Make the manifests of eval2000; writes the sides' wav files.
 
+    A segment that begins where its side has no audio is left out, which is printed.
+
     Args:
         audio_dir: LDC2002S09.
         transcripts_dir: LDC2002T43.
@@ -150,7 +152,7 @@ def prepare_eval2000(
     """
     pem, stm = _find(audio_dir, PEM), _find(transcripts_dir, STM)
     glm = _find(transcripts_dir, GLM)
-    calls = find_calls(pem.parent)
+    calls = find_calls(pem.parent, *(f"{begin}*.sph" for begin in SUBSETS.values()))
     if not partial and len(calls) != CALLS:
         raise ValueError(
             f"{pem.parent}: {len(calls)} calls, eval2000 has {CALLS}. --check_counts "
@@ -181,6 +183,7 @@ def prepare_eval2000(
             speaker=segment.side,
         )
         for segment in scored(segments)
+        if _has_audio(segment, lengths[segment.side])
     ]
     wanted = {segment.recording_id for segment in supervisions}
     return Eval2000(
@@ -189,6 +192,17 @@ def prepare_eval2000(
         repaired(stm.read_text(encoding="latin-1")),
         glm.read_text(encoding="latin-1"),
     )
+
+
+def _has_audio(segment: Segment, length: float) -> bool:
+    """Whether a segment begins before its side ends; says where it does not."""
+    if float(segment.begin) < length:
+        return True
+    print(
+        f"{segment.id} is left out: it begins at {segment.begin} s, its side has only "
+        f"{length} s of audio. Scoring counts its words as deletions."
+    )
+    return False
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -37,6 +37,7 @@ from espnet_kd.data.telephone import (
     utterance_id,
 )
 
+FILES = "sw0*.sph"
 # Kaldi's swbd1_data_prep.sh: copies of LDC97S62 differ by three calls.
 CALLS = (2435, 2438)
 DEV_SIZE = 4000
@@ -75,7 +76,7 @@ def prepare_switchboard(
         ValueError: another number of calls than the corpus has (unless `partial`), a
             damaged file, or no utterance left for train_nodup.
     """
-    calls = find_calls(audio_dir)
+    calls = find_calls(audio_dir, FILES)
     if not partial and len(calls) not in CALLS:
         raise ValueError(
             f"{audio_dir}: {len(calls)} calls, LDC97S62 has {CALLS[0]} or {CALLS[1]}. "

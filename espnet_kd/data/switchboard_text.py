@@ -1,4 +1,5 @@
-r"""The text of telephone transcripts as Kaldi's and ESPnet's recipes have it.
+r"""The text of telephone transcripts as Kaldi's and ESPnet's recipes have it, but for a
+few words that Kaldi's patterns mangle.
 
 Mississippi State's transcripts of Switchboard write, beside plain words,
 
@@ -98,7 +99,7 @@ def _word(token: str) -> str:
         token = re.sub("-+", "-", SWALLOWED.sub("-", token))
     if token.startswith("{") and token.endswith("}"):
         token = token[1:-1]
-    return re.sub(r"_\d$", "", token)
+    return re.sub(r"_\d", "", token)  # also them_1's
 
 
 def fisher_text(path: Path) -> Iterator[tuple[str, str]]:

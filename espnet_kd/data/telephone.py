@@ -39,21 +39,27 @@ def files_below(folder: Path, pattern: str) -> list[Path]:
     )
 
 
-def find_calls(audio_dir: Path) -> dict[str, Path]:
-    """The calls below a folder, name -> file, sorted by name.
+def find_calls(audio_dir: Path, *patterns: str) -> dict[str, Path]:
+    """The calls below a folder, name -> file, sorted by name; names in lower case.
+
+    Args:
+        patterns: of the files' names, e.g. "sw0*.sph": a folder may hold other corpora.
 
     Raises:
         FileNotFoundError: where there is none.
         ValueError: where a name stands twice.
     """
     calls: dict[str, Path] = {}
-    for path in files_below(audio_dir, "*.sph"):
-        if calls.setdefault(path.stem, path) != path:
+    for path in (p for each in patterns for p in files_below(audio_dir, each)):
+        name = path.stem.lower()
+        if calls.setdefault(name, path) != path:
             raise ValueError(
-                f"{path} and {calls[path.stem]} are both call {path.stem}. Leave one."
+                f"{path} and {calls[name]} are both call {name}. Leave one."
             )
     if not calls:
-        raise FileNotFoundError(f"{audio_dir}: no .sph file below this folder.")
+        raise FileNotFoundError(
+            f"{audio_dir}: no {' or '.join(patterns)} below this folder."
+        )
     return dict(sorted(calls.items()))
 
 
@@ -140,7 +146,10 @@ def _recording(file: Path, header: sphere.Header) -> Recording:
 
 
 def utterance_id(side: str, begin: float | str, end: float | str) -> str:
-    """Kaldi's id of a stretch of a side: sw02001-A_000098-001156, times in 10 ms."""
+    """The id of a stretch of a side: sw02001-A_000098-001156, times in 10 ms.
+
+    Times are rounded, as Kaldi does it for Switchboard; those of eval2000 it cuts off.
+    """
     times = (int(100 * float(seconds) + 0.5) for seconds in (begin, end))
     return f"{side}_" + "-".join(f"{time:06d}" for time in times)
 

@@ -13,6 +13,7 @@ sw_ calls are the subset swbd, en_ calls callhm.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ NO_WORDS = frozenset((*NOISES, "<unk>"))
 Texts = dict[str, str]
 
 
-def scored_words(text: str) -> str:
+def kept_words(text: str) -> str:
     """The words of a hypothesis that are scored: no noise, hesitation or fragment."""
     return " ".join(
         word
@@ -74,14 +75,22 @@ class Scorer:
     def __call__(self, hypotheses: Texts) -> dict[str, ScoredSet]:
         """Score utterance id -> words; returns subset ("all" too) -> counts.
 
-        A subset without segments is left out.
+        A segment without a hypothesis counts as one where nothing was recognised, as
+        NIST counts it; a warning says how many. A subset without segments is left out.
 
         Raises:
-            ValueError: utterances and scored segments are not the same.
+            ValueError: an utterance is no scored segment.
         """
+        missing = self.references.keys() - hypotheses
+        if missing:
+            logging.warning(
+                f"{len(missing)} of {len(self.references)} segments have no hypothesis "
+                f"and their words count as deletions; the first is {min(missing)}"
+            )
+        hypotheses = {**dict.fromkeys(missing, ""), **hypotheses}
         require_same_ids(self.references, hypotheses)
         ids = sorted(self.references)
-        texts = [self.hypothesis_rules(scored_words(hypotheses[i])) for i in ids]
+        texts = [self.hypothesis_rules(kept_words(hypotheses[i])) for i in ids]
         counts = self.align([self.references[i] for i in ids], texts)
         parts = {**self.subsets, "all": set(ids)}
         return {

@@ -27,12 +27,12 @@ def tree(tmp_path_factory) -> tuple[Path, Path]:
     return places
 
 
-def kaldi_id(turn: swbd_tree.Turn) -> str:
+def utterance_id(turn: swbd_tree.Turn) -> str:
     times = [f"{round(100 * float(time)):06d}" for time in (turn.begin, turn.end)]
     return f"{turn.call}-{turn.channel}_{'-'.join(times)}"
 
 
-TURNS = {kaldi_id(turn): turn for turn in swbd_tree.TURNS}
+TURNS = {utterance_id(turn): turn for turn in swbd_tree.TURNS}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,29 @@ def test_extension_as_kaldi():
         "a3": (3.05, 4.1),
         "b1": (0.9, 3.02),
     }
+
+
+def test_segment_behind_the_audio(tree, tmp_path, capsys):
+    """It is no utterance; one that begins before the end of its side is one."""
+    copy = [shutil.copytree(place, tmp_path / place.name) for place in tree]
+    for place, file in zip(copy, ("*.pem", "*.stm")):
+        path = next(place.rglob(file))
+        # Of 2.6 s of audio; beside the one that follows 1.40 2.50 at once.
+        path.write_text(
+            path.read_text()
+            + "sw_4390 B sw_4390_B 2.50 2.70"
+            + (" <O> YES" if file == "*.stm" else "")
+            + "\nsw_4390 B sw_4390_B 2.70 3.00"
+            + (" <O> NO\n" if file == "*.stm" else "\n")
+        )
+    test = prepare_eval2000(*copy, tmp_path / "wav", partial=True)
+    write_set(test.recordings, test.supervisions, "eval2000", tmp_path / "data")
+    rows = dict(read_table(tmp_path / "data" / "eval2000" / "segments"))
+    assert rows["sw_4390-B_000250-000270"] == "sw_4390-B 2.5 2.6"
+    lost = "sw_4390-B_000270-000300"
+    assert lost not in rows and "YES\n" in test.stm and "NO\n" in test.stm
+    out = capsys.readouterr().out
+    assert f"{lost} is left out: it begins at 2.70 s, its side has only 2.6 s" in out
 
 
 class TestRefusals:

@@ -1,6 +1,9 @@
 """Switchboard from a small tree in its layout: audio, ids, text, the sets, Fisher."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from espnet_kd.data.switchboard import limit_repeats, prepare_switchboard
 from espnet_kd.data.switchboard_text import fisher_text, normalize, read_acronyms
 from tests.data import swbd_tree
 
+REPO = Path(__file__).parents[2]
+RECIPE = REPO / "egs" / "swbd" / "asr1"
 OPTIONS = {
     "SWBD": "--audio_dir",
     "SWBD_TRANSCRIPTS": "--transcripts_dir",
@@ -101,7 +106,50 @@ class TestSets:
     def test_done_once(self, data, tree, capsys):
         options = ("--output_dir", str(data), "--check_counts", "false")
         command.main(words(tree, *options, "--num_dev", "3"))
-        assert "already prepared" in capsys.readouterr().out
+        assert capsys.readouterr().out.count("already prepared") == 2  # Fisher too
+
+    def test_done_without_the_variables(self, data):
+        """A later call of local/data.sh need not know where the corpora are."""
+        shutil.copy(RECIPE / "db.sh", data.parent)
+        files = data / ".done", data / "train_dev/text", data / "local/other_text/text"
+        before = [file.stat().st_mtime_ns for file in files]
+        answer = subprocess.run(
+            [RECIPE / "local/data.sh", "--check_counts", "false", "--num_dev", "3"],
+            cwd=data.parent,
+            env=dict(
+                PATH=os.environ["PATH"], PYTHONPATH=str(REPO), python=sys.executable
+            ),
+            capture_output=True,
+            text=True,
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.startswith("data: already prepared")
+        assert [file.stat().st_mtime_ns for file in files] == before
+
+    def test_fisher_later(self, tree, tmp_path, capsys):
+        """Text for an LM is added to data that are done."""
+        options = ("--output_dir", str(tmp_path), "--check_counts", "false")
+        plain = {name: path for name, path in tree.items() if name != "FISHER"}
+        text = tmp_path / "local" / "other_text" / "text"
+        command.main(words(plain, *options, "--num_dev", "3"))
+        assert not text.exists()
+        command.main(words(tree, *options, "--num_dev", "3"))
+        assert f"{tmp_path}: already prepared" in capsys.readouterr().out
+        assert len(dict(read_table(text))) == 2
+
+    def test_all_corpora_in_one_folder(self, data, tree, tmp_path):
+        """Calls of Hub5 2000 are none of Switchboard's; capitals do not matter."""
+        copy = shutil.copytree(tree["SWBD"].parent, tmp_path / "ldc")
+        for path in copy.rglob("sw02005.sph"):
+            path.rename(path.with_name("SW02005.SPH"))
+        one = {name: copy for name in tree}
+        options = ("--output_dir", str(tmp_path / "data"), "--check_counts", "false")
+        command.main(words(one, *options, "--num_dev", "3"))
+        for name in ("train_dev", "train_nodup", "eval2000"):
+            for file in ("text", "segments"):
+                here = (tmp_path / "data" / name / file).read_text()
+                assert here == (data / name / file).read_text()
+        assert sorted(telephone.find_calls(copy, "sw0*.sph")) == ["sw02001", "sw02005"]
 
 
 class TestText:
@@ -120,6 +168,7 @@ class TestText:
             ("{YUPPIEDOM}", "yuppiedom"),
             ("AMMU[N]IT-", "ammu-it-"),
             ("THEM_1", "them"),
+            ("them_1's them_1'll", "them's them'll"),
             ("-[40]1K", "-1k"),
             ("-[A]B[OUT]-", "-b-"),
             # Nested and joined.
@@ -216,7 +265,7 @@ class TestRefusals:
             self.prepare(tree, tmp_path, transcripts_dir=copy)
 
     def test_side_without_audio(self, tree, tmp_path):
-        calls = telephone.find_calls(tree["SWBD"])
+        calls = telephone.find_calls(tree["SWBD"], "*.sph")
         sides = telephone.recordings({"sw02001": calls["sw02001"]}, tmp_path / "wav")
         with pytest.raises(FileNotFoundError, match="1 sides .* sw02005-A"):
             telephone.require_sides(["sw02001-A", "sw02005-A"], sides, Path("text"))

@@ -9,7 +9,7 @@ import torch
 from espnet_kd.losses import error_weights, posterior_weights
 from tests import oracles
 
-# docs/papers.md E.1, the curves of Kim et al. 2019: exp(-beta * WER), three decimals
+# The curves of the poster of Kim et al. 2019: exp(-beta * WER), three decimals
 TABLE_WER = [0.01, 0.05, 0.1, 0.4, 0.7, 1.0]
 TABLE = {
     1.0: [0.990, 0.951, 0.905, 0.670, 0.497, 0.368],

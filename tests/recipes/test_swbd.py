@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,51 +18,52 @@ import yaml
 from espnet_kd.report.eval2000 import Scorer
 from espnet_kd.report.scoring import read_text
 from tests.data import swbd_tree
+from tests.recipes.running import REPO, run_script
+from tests.tasks.recipe import merged
 
-REPO = Path(__file__).parents[2]
 RECIPE = REPO / "egs" / "swbd" / "asr1"
-SIZES = (
-    "--encoder_conf output_size=8 --encoder_conf linear_units=8 "
-    "--encoder_conf num_blocks=1 --decoder_conf linear_units=8 "
-    "--decoder_conf num_blocks=1 --max_epoch 1 --num_iters_per_epoch 2 "
-    "--batch_bins 50000 --num_workers 0 --use_amp false --use_tensorboard false "
-    "--use_matplotlib false --keep_nbest_models 1 --specaug_conf apply_time_warp=false"
+SHORT = dict(
+    max_epoch=1,
+    num_iters_per_epoch=2,
+    batch_bins=50000,
+    num_workers=0,
+    use_amp=False,
+    use_tensorboard=False,
+    use_matplotlib=False,
+    keep_nbest_models=1,
+    specaug_conf=dict(apply_time_warp=False),
 )
-SEARCH = "--beam_size 2 --maxlenratio 0.2 --minlenratio 0.1"
+# By the kind of encoder or decoder. Three layers: the BLSTM's second and third halve.
+SMALL = {
+    "encoder": {
+        "conformer": dict(output_size=8, linear_units=8, num_blocks=1),
+        "rnn": dict(output_size=8, hidden_size=8, num_layers=3),
+    },
+    "decoder": {
+        "transformer": dict(linear_units=8, num_blocks=1),
+        "rnn": dict(hidden_size=8, att_conf=dict(adim=8, aconv_chans=2, aconv_filts=3)),
+    },
+}
+SEARCH = dict(beam_size=2, maxlenratio=0.2, minlenratio=0.1)
+ENSEMBLE = "conformer_blstm_3_1"
+STUDENT = f"exp/asr_yang2019_student_kd_essence_{ENSEMBLE}"
 OPTIONS = {
-    "python": sys.executable,
     "ngpu": "0",
     "nj": "1",
     "inference_nj": "1",
     "nbpe": "38",
     "speed_perturb_factors": "",
     "local_data_opts": "--check_counts false --num_dev 3",
-    "asr_args": SIZES,
-    "teacher_asr_args": SIZES,
-    "inference_args": SEARCH,
-    "teacher_inference_config": "conf/small.yaml",
 }
 
 
+def options(values: dict[str, str]) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
 def run(folder: Path, script: str, *more: str, **variables: str) -> str:
-    """A script of the recipe on the small corpora, with small models; what it says."""
-    words = [word for name, value in OPTIONS.items() for word in (f"--{name}", value)]
-    answer = subprocess.run(
-        [script, *words, *more],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHON": sys.executable,
-            "PYTHONPATH": str(REPO),
-            "OMP_NUM_THREADS": "1",
-            **variables,
-        },
-        capture_output=True,
-        text=True,
-    )
-    logs = "".join(f"--- {p}\n{p.read_text()[-3000:]}" for p in folder.rglob("*.log"))
-    assert answer.returncode == 0, answer.stdout + answer.stderr + logs
-    return answer.stdout
+    """A script of the recipe; what it says."""
+    return run_script(folder, [script, *options(OPTIONS), *more], **variables)
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +71,48 @@ def recipe(tmp_path_factory) -> Path:
     """The recipe's folder after run_yang2019.sh and run.sh."""
     folder = tmp_path_factory.mktemp("swbd")
     places = swbd_tree.write_tree(folder / "ldc")
-    left_out = shutil.ignore_patterns("data", "dump", "exp")
-    recipe = shutil.copytree(RECIPE, folder / "asr1", ignore=left_out)
-    # The teacher's search takes no options beside its configuration.
-    search = yaml.safe_load((RECIPE / "conf" / "decode.yaml").read_text())
-    search |= dict(beam_size=2, maxlenratio=0.2, minlenratio=0.1)
-    (recipe / "conf" / "small.yaml").write_text(yaml.safe_dump(search))
-    some = dict(TEACHERS="conformer transformer", WEIGHTS="3 1", KDS="essence")
+    recipe = copy_recipe(folder / "asr1")
+    for path in recipe.glob("conf/train_*.yaml"):
+        make_small(path)
+    for name in ("conformer", "blstm", "student"):
+        make_small(recipe / "conf" / "yang2019" / f"train_{name}.yaml")
+    change(recipe / "conf" / "decode.yaml", SEARCH)
+    # What an earlier run with another teacher left is not reported.
+    other = recipe / "exp" / "asr_yang2019_transformer" / "decode" / "eval2000"
+    other.mkdir(parents=True)
+    (other / "text").write_text("")
+    some = dict(TEACHERS="conformer blstm", WEIGHTS="3 1", KDS="essence")
     run(recipe, "./run_yang2019.sh", **places, **some)
-    trained = "exp/asr_yang2019_conformer"
-    teacher = ("--teacher_asr_config", "", "--teacher_exp", trained)
-    known = ("--asr_tag", "run", "--inference_tag", "decode", "--skip_stages", "5 6 9")
-    run(recipe, "./run.sh", *teacher, *known, **places)
+    # Statistics and a teacher are there; only the student with KD is trained. Scores by
+    # the stm are shown above.
+    known = {
+        "asr_stats_dir": "exp/asr_stats_yang2019",
+        "teacher_asr_config": "",
+        "teacher_exp": "exp/asr_yang2019_conformer",
+        "asr_tag": "run",
+        "inference_tag": "decode",
+        "skip_stages": "4 5 6 9 13",
+    }
+    run(recipe, "./run.sh", *options(known))
     return recipe
+
+
+def copy_recipe(folder: Path) -> Path:
+    left_out = shutil.ignore_patterns("data", "dump", "exp")
+    return shutil.copytree(RECIPE, folder, ignore=left_out)
+
+
+def change(path: Path, values: dict) -> None:
+    """Put other values into a configuration."""
+    changed = merged(yaml.safe_load(path.read_text()), values)
+    path.write_text(yaml.safe_dump(changed))
+
+
+def make_small(path: Path) -> None:
+    """A small model, and two updates."""
+    config = yaml.safe_load(path.read_text())
+    sizes = {f"{part}_conf": kinds[config[part]] for part, kinds in SMALL.items()}
+    change(path, {**SHORT, **sizes})
 
 
 def test_word_pieces_hold_noises(recipe):
@@ -92,15 +121,17 @@ def test_word_pieces_hold_noises(recipe):
 
 
 def test_one_statistics_run(recipe):
-    """All models hear the same through the same front end."""
-    assert len(list((recipe / "exp").glob("asr_stats*"))) == 1
+    """All models hear the same through the same front end; not run.sh's folder, whose
+    other options would make the statistics anew and so refuse the trainings."""
+    names = [path.name for path in (recipe / "exp").glob("asr_stats*")]
+    assert names == ["asr_stats_yang2019"]
 
 
 def test_student_of_an_ensemble(recipe):
-    student = recipe / "exp" / "asr_yang2019_student_kd_essence"
-    config = yaml.safe_load((student / "config.yaml").read_text())
+    """Named after it, as it is not the whole one; its encoders' lengths differ."""
+    config = yaml.safe_load((recipe / STUDENT / "config.yaml").read_text())
     names = [Path(path).parent.name for path in config["teacher_config"]]
-    assert names == ["asr_yang2019_conformer", "asr_yang2019_transformer"]
+    assert names == ["asr_yang2019_conformer", "asr_yang2019_blstm"]
     assert config["teacher_weight"] == [3.0, 1.0]
     (loss,) = config["kd_conf"]["losses"]
     assert loss["nodes"] == ["frames", "tokens"] and loss["k"] == 20
@@ -109,7 +140,7 @@ def test_student_of_an_ensemble(recipe):
 
 def test_report(recipe):
     """The usual report, on words without noises and hesitations."""
-    student = recipe / "exp" / "asr_yang2019_student_kd_essence"
+    student = recipe / STUDENT
     report = json.loads((student / "report_eval2000.json").read_text())
     names = [system["name"] for system in report["systems"]]
     assert names == ["teacher", "teacher2", "student", "student+KD"]
@@ -118,20 +149,22 @@ def test_report(recipe):
 
 
 def test_scores_of_every_system_by_subset(recipe):
-    table = (recipe / "exp" / "yang2019_eval2000.md").read_text()
+    table = (recipe / "exp" / f"yang2019_eval2000_{ENSEMBLE}.md").read_text()
     for title in ("swbd: 3 segments", "callhm: 4 segments", "all: 7 segments"):
         assert f"## {title}\n" in table
-    systems = set(re.findall(r"^\| ([a-z_]+)", table, re.MULTILINE))
-    assert systems == {"conformer", "transformer", "student", "student_kd_essence"}
+    systems = set(re.findall(r"^\| ([a-z]\w+)", table, re.MULTILINE))
+    taught = f"student_kd_essence_{ENSEMBLE}"
+    assert systems == {"conformer", "blstm", "student", taught}
 
 
 def test_score_sh_scored_each_decoding(recipe):
-    texts = sorted(recipe.glob("exp/*/*/eval2000/text"))
-    assert len(texts) == 5  # four of the paper's script, one more of run.sh
-    for text in texts:
-        table = (text.parent / "score_wer" / "eval2000.md").read_text()
+    tables = sorted(recipe.glob("exp/*/*/eval2000/score_wer/eval2000.md"))
+    assert len(tables) == 4
+    for path in tables:
+        table = path.read_text()
         data = recipe / "data" / "eval2000"
-        found = Scorer(data / "stm", data / "glm")(read_text(text))["all"]
+        text = read_text(path.parents[1] / "text")
+        found = Scorer(data / "stm", data / "glm")(text)["all"]
         assert f"{100 * found.rate:.2f}" in table.partition("## all")[2]
 
 
@@ -139,6 +172,12 @@ def test_run_sh(recipe):
     (report,) = recipe.glob("exp/asr_run_kd_essence/report_eval2000.json")
     names = [system["name"] for system in json.loads(report.read_text())["systems"]]
     assert names == ["teacher", "student+KD"]
+
+
+def test_nothing_to_report(tmp_path):
+    recipe = copy_recipe(tmp_path / "asr1")
+    run(recipe, "./run_yang2019.sh", "--stage", "100", PYTHON="env python3")
+    assert not (recipe / "exp").exists()
 
 
 def test_missing_corpus_is_named(tmp_path):

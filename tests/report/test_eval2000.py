@@ -13,8 +13,9 @@ import pytest
 from espnet_kd.bin import score_eval2000 as command
 from espnet_kd.data.telephone import utterance_id
 from espnet_kd.report.alternatives import errors, parse
-from espnet_kd.report.eval2000 import HESITATIONS, Scorer, scored_words
-from espnet_kd.report.scoring import SCTK_FOLDER, find_sclite, sclite_counts
+from espnet_kd.report.eval2000 import HESITATIONS, Scorer, kept_words
+from espnet_kd.report.sclite import SCTK_FOLDER, find_sclite
+from espnet_kd.report.scoring import sclite_counts
 from tests.data import swbd_tree
 
 REPO = Path(__file__).parents[2]
@@ -162,10 +163,18 @@ class TestScorer:
         assert found["callhm"].totals.tolist() == [0, 0, 0, 12]
         assert len(found["all"].ids) == 7  # the one that is ignored is not there
 
-    def test_missing_utterance(self, data):
+    def test_missing_utterance(self, data, caplog):
+        """Every word of its reference is lost, of alternatives the shortest."""
         some = dict(list(HYPOTHESES.items())[1:])
-        with pytest.raises(ValueError, match="no hypothesis: en_4156-A_000025-000105"):
-            Scorer(data / "stm", data / "glm")(some)
+        found = Scorer(data / "stm", data / "glm")(some)["callhm"]
+        assert found.ids[0] == "en_4156-A_000025-000105"
+        assert found.counts[0].tolist() == [0, 4, 0, 4]  # HE IS A COP
+        assert "1 of 7 segments have no hypothesis" in caplog.text
+
+    def test_unknown_utterance(self, data):
+        more = {**HYPOTHESES, "sw_4390-B_000300-000400": "yes"}
+        with pytest.raises(ValueError, match="no reference: sw_4390-B_000300-000400"):
+            Scorer(data / "stm", data / "glm")(more)
 
     def test_unknown_calls(self, data, tmp_path):
         stm = tmp_path / "stm"
@@ -176,11 +185,11 @@ class TestScorer:
 
 def test_what_is_not_scored():
     text = "uh well [noise] Um fra- -ment <unk> uh-huh [laughter] hmm"
-    assert scored_words(text) == "well -ment uh-huh hmm"
+    assert kept_words(text) == "well -ment uh-huh hmm"
 
 
 def test_the_filter_of_the_recipe_leaves_the_same():
-    """local/wer_output_filter, in awk, against `scored_words`."""
+    """local/wer_output_filter, in awk, against `kept_words`."""
     words = ["yes", "UH", "[Noise]", "fra-", "-ment", "<unk>", "[laughter]", "uh-huh"]
     words += [*HESITATIONS, "[vocalized-noise]", "oh"]
     lines = [f"id-{n} {word} no" for n, word in enumerate(words)] + ["id-", "uh"]
@@ -194,7 +203,7 @@ def test_the_filter_of_the_recipe_leaves_the_same():
     expected = []
     for line in lines:
         key, *rest = line.split()
-        expected.append(f"{key} {scored_words(' '.join(rest))}".rstrip())
+        expected.append(f"{key} {kept_words(' '.join(rest))}".rstrip())
     assert done.stdout.splitlines() == expected
 
 
@@ -287,7 +296,7 @@ def ctm(segments: list[str], hypotheses: dict[str, str]) -> list[str]:
     for segment in segments:
         call, channel, _, begin, end, *_ = segment.split()
         key = utterance_id(f"{call}-{channel}", begin, end)
-        words = scored_words(hypotheses.get(key, "")).split()
+        words = kept_words(hypotheses.get(key, "")).split()
         step = (float(end) - float(begin)) / max(len(words), 1)
         for n, word in enumerate(words):
             start = float(begin) + n * step

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from espnet_kd.report.glm import read_glm
-from espnet_kd.report.scoring import SCTK_FOLDER
+from espnet_kd.report.sclite import SCTK_FOLDER
 from tests.data.swbd_tree import GLM
 
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), SCTK_FOLDER])

@@ -20,7 +20,7 @@ from tests.student.test_sparsity import naive_masks
 
 # ------------------------------------------------------------------------ schedule
 
-# Update: sparsity, worked out by hand from docs/papers.md D.2.
+# Update: sparsity, worked out by hand from the schedule of Zhu and Gupta 2017.
 TABLES = {
     "from 0 to 0.9 in 100 updates": (
         dict(sparsity=0.9, end=100, every=5),

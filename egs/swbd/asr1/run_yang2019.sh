@@ -9,45 +9,58 @@
 #     ./run_yang2019.sh [options of kd.sh for every step]
 #     TEACHERS="conformer blstm" WEIGHTS="2 1" KDS=essence ./run_yang2019.sh
 #
+# Not --stage below 12 nor --stop_stage: the steps set them (what is done is skipped);
+# --stage 12 decodes and scores again. Python: PYTHON=..., not --python. The names of another
+# ensemble's students and table tell its teachers and weights.
+#
 # Cost (an estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; 300 h at
 # three speeds, one GPU like an A100): teachers 50, 25 and 10 GPU hours (the BLSTM's steps wait
 # for one another: rather 20), the student 17, with KD twice 49: 200 GPU hours. Disk: 15 GB of
 # mu-law calls, 50 GB of utterances, 10 GB of models. Run it again after a kill.
 set -euo pipefail
 
-teachers=${TEACHERS:-conformer transformer blstm}
+all="conformer transformer blstm"
+teachers=${TEACHERS:-${all}}
 weights=${WEIGHTS:-} # one for each teacher; equal if empty
 kds=${KDS:-essence full}
+python=${PYTHON:-python3}
 conf=conf/yang2019
 search=decode
 options=("$@")
 
+folder() { echo "exp/asr_yang2019_$1"; }
 step() { # step OPTION...: of run.sh
     ./run.sh --asr_config "${conf}/train_student.yaml" --asr_tag yang2019_student \
-        --inference_tag "${search}" "$@" "${options[@]}"
+        --asr_stats_dir exp/asr_stats_yang2019 --inference_tag "${search}" "$@" "${options[@]}"
 }
 ensemble=
-for name in ${teachers}; do ensemble+="exp/asr_yang2019_${name} "; done
+for name in ${teachers}; do ensemble+="$(folder "${name}") "; done
+tag=${teachers}${weights:+ ${weights}}
+if [ "${tag}" = "${all}" ]; then tag=; else tag=_${tag// /_}; fi
 
 # 1. Data, tokens, statistics; the teachers.
 stage=1
 for name in ${teachers}; do
-    step --teacher_asr_config "${conf}/train_${name}.yaml" \
-        --teacher_exp "exp/asr_yang2019_${name}" --stage "${stage}" --stop_stage 5
+    step --teacher_asr_config "${conf}/train_${name}.yaml" --teacher_exp "$(folder "${name}")" \
+        --stage "${stage}" --stop_stage 5
     stage=5
 done
 
 # 2. The student, without KD and taught by all of them; everything decoded and scored.
 for kd in ${kds}; do
     step --teacher_asr_config "" --teacher_exp "${ensemble% }" --teacher_weights "${weights}" \
-        --kd_config "${conf}/${kd}.yaml" --stage 8
+        --kd_config "${conf}/${kd}.yaml" --kd_tag "${kd}${tag}" --stage 8
 done
 
-# 3. One table for each subset of eval2000, by its stm and glm: exp/yang2019_eval2000.md.
+# 3. A table for each subset of eval2000, by its stm and glm: exp/yang2019_eval2000<tag>.md.
 systems=()
-for decoded in exp/asr_yang2019_*/"${search}"/eval2000/text; do
-    name=${decoded#exp/asr_yang2019_}
-    systems+=(--hyp "${name%%/*}" "${decoded}")
+students=student
+for kd in ${kds}; do students+=" student_kd_${kd}${tag}"; done
+for name in ${teachers} ${students}; do
+    decoded=$(folder "${name}")/${search}/eval2000/text
+    [ ! -e "${decoded}" ] || systems+=(--hyp "${name}" "${decoded}")
 done
-"${PYTHON:-python3}" -m espnet_kd.bin.score_eval2000 "${systems[@]}" --baseline student \
-    --output exp/yang2019_eval2000.md
+[ ${#systems[@]} -gt 0 ] || exit 0 # no stage was asked for
+# ${python} may be several words.
+${python} -m espnet_kd.bin.score_eval2000 "${systems[@]}" --baseline student \
+    --output "exp/yang2019_eval2000${tag}.md"

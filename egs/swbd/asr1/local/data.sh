@@ -2,7 +2,8 @@
 # Make data/{train_nodup,train_dev,eval2000} and data/nlsyms.txt from Switchboard and Hub5
 # 2000, and data/local/other_text/text from Fisher where FISHER is set. Run in the recipe
 # folder after `. ./path.sh`; every option goes to espnet_kd.bin.prepare_switchboard (its
-# --help lists them). Does nothing when done, downloads nothing.
+# --help lists them). Does nothing when done, even where db.sh names no folder any more;
+# downloads nothing.
 set -euo pipefail
 
 python=${python:-python3}
