@@ -7,7 +7,7 @@ serves one part only, so that no recording is heard twice:
     takes 0-4 test | 5-7 valid | 8-28 labelled pool | 29-49 unlabelled pool
 
 Takes 0-4 are the data set's own test part. The babble and the speech-shaped noise of
-a part come from its own recordings too. Recipe: docs/benchmark.md, section 1.
+a part come from its own recordings too. Recipe: egs/fsdd.
 """
 
 from collections.abc import Iterator
