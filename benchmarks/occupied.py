@@ -22,7 +22,8 @@ from espnet_kd.lattice.classes import class_log_probs
 from espnet_kd.lattice.factored import Logits, nodes_of
 from espnet_kd.lattice.nodes import make_grid
 from espnet_kd.lattice.reading import read_nodes
-from espnet_kd.teacher.loading import load_model, read_config
+from espnet_kd.models.config import read_config
+from espnet_kd.models.loading import load_model
 from espnet_kd.teacher.soft import encode, joint_logits
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)

@@ -89,9 +89,9 @@ def sparse(args: argparse.Namespace) -> None:
 
 def _options_of(config: str) -> set[str]:
     """What the task that trained a model takes in this version of ESPnet."""
+    from espnet_kd.models.config import task_of
     from espnet_kd.tasks.asr import ASRKDTask
     from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
-    from espnet_kd.teacher.loading import task_of
 
     is_transducer = task_of(config) == "asr_transducer"
     task = ASRTransducerKDTask if is_transducer else ASRKDTask

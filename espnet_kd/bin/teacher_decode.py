@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 
 from espnet_kd.data.kaldi import cuts_from_kaldi
+from espnet_kd.models.config import read_config, task_of
 from espnet_kd.targets import fingerprint as fp
 from espnet_kd.targets import shards
 from espnet_kd.targets.hypotheses import read_cuts
 from espnet_kd.teacher.decoding import TeacherDecoder, read_options, sampling_rate
-from espnet_kd.teacher.loading import read_config, task_of
 
 
 def get_parser() -> argparse.ArgumentParser:

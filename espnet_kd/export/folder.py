@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from espnet_kd.export.formats import path_of, save_compressed
-from espnet_kd.export.inference import require_weights, save_int8
+from espnet_kd.export.inference import save_int8
+from espnet_kd.models.config import read_config, task_of
+from espnet_kd.models.loading import load_model
+from espnet_kd.models.versions import under_both_names
 from espnet_kd.student.sparsity import prunable_weights
 from espnet_kd.targets.fingerprint import code_versions, hash_file, write_json
-from espnet_kd.teacher.loading import load_model, read_config, task_of
 
 MADE_BY = "espnet_kd.bin.export"
 RECORD = "export.json"  # what the folder holds; its presence tells a folder of ours
@@ -66,16 +68,15 @@ def export_folder(
         report("the plain folder")
         config = plain_config(read_config(exp / "config.yaml"), exp / "config.yaml")
         write_config(new / "config.yaml", config)
-        _copy_checkpoint(exp / model_file, new / model_file)
+        weights, state = _write_weights(exp, model_file, new)
         for path in files_of(config):
             (new / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / path)
-        weights = _prunable_names(new / "config.yaml", new / model_file)
         files = {"dense": model_file}
         for form in formats:
             report(form)
             files[form] = path_of(model_file, form).name
-            _write_form(new, model_file, weights, form)
+            _write_form(new, model_file, weights, state, form)
         record = {
             "made_by": MADE_BY,
             **code_versions(),
@@ -180,35 +181,39 @@ def _is_relative_file(text: str) -> bool:
     return inside and path.is_file()
 
 
-def _copy_checkpoint(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise FileNotFoundError(
-            f"{source}: no such checkpoint; give --model_file, say valid.loss.ave.pth"
-        )
-    shutil.copyfile(source, target)  # what a link points at
+def _write_weights(
+    exp: Path, model_file: str, folder: Path
+) -> tuple[list[str], dict[str, Tensor]]:
+    """Write the weights so that every version of ESPnet reads them.
+
+    Also the proof that the folder's weights and configuration fit.
+
+    Returns:
+        Names of the weights that can be pruned, and the state_dict, under the names of
+        the installed version.
+    """
+    model = load_model(exp / "config.yaml", exp / model_file)
+    state = model.state_dict()
+    both = under_both_names(model, state)
+    if len(both) == len(state):
+        shutil.copyfile(exp / model_file, folder / model_file)  # what a link points at
+    else:
+        torch.save(both, folder / model_file)
+    return list(prunable_weights(model)), state
 
 
-def _prunable_names(config: Path, model_file: Path) -> list[str]:
-    """Also the proof that the folder's weights and configuration fit."""
-    try:
-        state = torch.load(model_file, map_location="cpu", weights_only=True)
-        model = load_model(config, model_file)
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{model_file.name}: not the weights of the model of config.yaml; give the "
-            "file that is decoded with, say valid.loss.ave.pth, not checkpoint.pth"
-        ) from error
-    require_weights(model, state, model_file)
-    return list(prunable_weights(model))
-
-
-def _write_form(folder: Path, model_file: str, weights: list[str], form: str) -> None:
+def _write_form(
+    folder: Path,
+    model_file: str,
+    weights: list[str],
+    state: dict[str, Tensor],
+    form: str,
+) -> None:
     dense = folder / model_file
     if form == "int8":
         save_int8(path_of(dense, form), folder / "config.yaml", dense)
-        return
-    state = torch.load(dense, map_location="cpu", weights_only=True)
-    save_compressed(path_of(dense, form), state, weights, form)
+    else:
+        save_compressed(path_of(dense, form), state, weights, form)
 
 
 @contextmanager

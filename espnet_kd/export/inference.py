@@ -16,8 +16,10 @@ from torch.ao.nn.quantized import dynamic
 from espnet_kd import standin
 from espnet_kd.data.files import write_whole
 from espnet_kd.export.formats import compressed_names, form_of, load_compressed
+from espnet_kd.models.config import task_of
+from espnet_kd.models.loading import names_of_missing_files, whole_models
+from espnet_kd.models.versions import named_as
 from espnet_kd.teacher.decoding import INFERENCE
-from espnet_kd.teacher.loading import task_of
 
 # ESPnet's own switch: torch.quantization.quantize_dynamic of these modules.
 INT8 = dict(
@@ -53,15 +55,14 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
         return _stock(config, file, **options)
     if form == "int8":
         speech2text = _stock(config, None, **{**options, **INT8})
-        speech2text.asr_model.load_state_dict(_read_int8(file))
-        _take_vectors(speech2text.asr_model)
+        model = speech2text.asr_model
+        model.load_state_dict(named_as(model.state_dict().keys(), _read_int8(file)))
+        _take_vectors(model)
         return speech2text
     with tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder) / "dense.pth"
-        state = load_compressed(file)
-        torch.save(state, dense)
+        dense = Path(folder) / Path(file).name
+        torch.save(load_compressed(file), dense)
         speech2text = _stock(config, dense, **options)
-    require_weights(speech2text.asr_model, state, file)
     if form == "csr":
         use_csr(speech2text.asr_model, compressed_names(file))
     return speech2text
@@ -76,36 +77,15 @@ def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> N
     write_whole(path, lambda part: torch.save(content, part))
 
 
-def require_weights(
-    model: torch.nn.Module, names: Collection[str], file: str | Path
-) -> None:
-    """ESPnet loads what it finds in a file and leaves the rest of a model at random.
-
-    Raises:
-        ValueError: a parameter of the model is not among the names.
-    """
-    missing = [name for name, _ in model.named_parameters() if name not in names]
-    if missing:
-        raise ValueError(
-            f"{Path(file).name}: it lacks {len(missing)} weights of the model, say "
-            f"{missing[0]}"
-        )
-
-
 def _stock(config: str | Path, model_file: str | Path | None, **options: Any) -> Any:
     standin.install()
     speech2text = importlib.import_module(INFERENCE[task_of(config)]).Speech2Text
-    try:
+    with whole_models(), names_of_missing_files(config):
         return speech2text(
             asr_train_config=str(config),
             asr_model_file=model_file and str(model_file),
             **options,
         )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{config}: it names {error.filename}, which is not found from the current "
-            "folder; run from the recipe folder, or from the exported folder"
-        ) from error
 
 
 def _read_int8(path: str | Path) -> dict:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.export.inference import load_speech2text
+from espnet_kd.models.config import read_config, task_of
 from espnet_kd.report.scoring import score
 from espnet_kd.targets.shards import check_cuts
 from espnet_kd.teacher.decoding import (
@@ -25,7 +26,6 @@ from espnet_kd.teacher.decoding import (
     read_options,
     sampling_rate,
 )
-from espnet_kd.teacher.loading import read_config, task_of
 
 Decoder = Callable[[np.ndarray], Sequence[SearchResult]]
 

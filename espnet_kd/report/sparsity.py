@@ -14,10 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from espnet_kd.models.config import read_config, sampling_rate_of
+from espnet_kd.models.loading import load_model
+from espnet_kd.models.versions import named_as
 from espnet_kd.report.operations import Counts, Operations, operations
 from espnet_kd.report.size import distinct, is_buffer, read_tensors, stored_bytes
 from espnet_kd.student.sparsity import prunable_weights
-from espnet_kd.teacher.loading import load_model, read_config, sampling_rate_of
 
 SPARSE = 0.01  # share of zeros above which a model counts as sparse
 
@@ -104,21 +106,17 @@ def model_weights(path: str | Path) -> Weights:
     config = Path(path).parent / "config.yaml"
     if not config.exists():
         return stored_weights(tensors)
-    model = _try(f"{config}: building the model", _build, config, path, tensors)
+    model = _try(f"{config}: building the model", _build, config, path)
     if model is None:
         return stored_weights(tensors)
     counted = _try(f"{config}: running the model on noise", _count, config, model)
+    tensors = named_as(model.state_dict().keys(), tensors)
     return weights_of(tensors, prunable_weights(model), counted)
 
 
-def _build(config: Path, path: str | Path, tensors: dict[str, Tensor]) -> nn.Module:
+def _build(config: Path, path: str | Path) -> nn.Module:
     with redirect_stdout(sys.stderr):  # ESPnet prints while it is imported
-        model = load_model(config, path)
-    # ESPnet loads whatever fits and says nothing of the rest.
-    absent = [name for name, _ in model.named_parameters() if name not in tensors]
-    if absent:
-        raise ValueError(f"{path} lacks {len(absent)} parameters of it, {absent[0]}")
-    return model
+        return load_model(config, path)
 
 
 def _count(config: Path, model: nn.Module) -> Operations:

@@ -331,7 +331,7 @@ class KDConf:
             one is an integer multiple of the other: `stride` (every n-th frame) or
             `pool` (mean of n frames).
         true_lengths: encode padded batches with true lengths
-            (espnet_kd.student.lengths), with or without KD; None: with KD (losses, or
+            (espnet_kd.models.lengths), with or without KD; None: with KD (losses, or
             weights in the training data), else as stock ESPnet does.
         lean_joint: compute a transducer's joint network in chunks of nodes, without a
             tensor (B, T, U+1, V), with or without KD; None: with KD, else as stock

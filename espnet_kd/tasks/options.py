@@ -13,19 +13,14 @@ import torch
 from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_kd import standin
+from espnet_kd.models.config import read_config, reads_audio, sampling_rate_of
+from espnet_kd.models.lengths import use_true_lengths
+from espnet_kd.models.loading import load_model, load_stock_model
 from espnet_kd.student.config import InitConf, KDConf, parse_kd_conf
 from espnet_kd.student.growth.initialisation import init_from_teacher
-from espnet_kd.student.lengths import use_true_lengths
 from espnet_kd.student.model import Student, check_weightable, make_student
 from espnet_kd.student.pruning import make_pruner
 from espnet_kd.tasks.trainer import KDTrainer, follow
-from espnet_kd.teacher.loading import (
-    load_model,
-    load_stock_model,
-    read_config,
-    reads_audio,
-    sampling_rate_of,
-)
 
 
 class KDTaskMixin:

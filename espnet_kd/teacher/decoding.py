@@ -10,13 +10,15 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 import yaml
 
-from espnet_kd.teacher.loading import (
+from espnet_kd.models.config import (
     TaskName,
     read_config,
     reads_audio,
     sampling_rate_of,
     task_of,
 )
+from espnet_kd.models.loading import names_of_missing_files, whole_models
+from espnet_kd.models.versions import legacy
 
 INFERENCE = {
     "asr": "espnet2.bin.asr_inference",
@@ -136,8 +138,8 @@ class TeacherDecoder:
         device: "cpu" or "cuda".
 
     Raises:
-        ValueError: an option that the stock search does not know, or a teacher whose
-            tokens cannot be turned into words.
+        ValueError: an option that the stock search does not know, a teacher whose
+            tokens cannot be turned into words, or weights that do not fit.
         FileNotFoundError: a file that the configuration names is missing.
     """
 
@@ -152,10 +154,9 @@ class TeacherDecoder:
         ngram_file: str | None = None,
         device: str = "cpu",
     ) -> None:
-        from espnet2.asr_transducer.utils import TooShortUttError as TooShortTransducer
+        from espnet2.asr_transducer.utils import TooShortUttError
         from espnet2.tasks.asr import ASRTask
         from espnet2.tasks.asr_transducer import ASRTransducerTask
-        from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
         from espnet_kd import standin
 
@@ -172,7 +173,7 @@ class TeacherDecoder:
                 f"ngram_file={ngram_file}: the searches of task asr_transducer take no "
                 "n-gram; use a neural LM (lm_file) or a teacher of task asr"
             )
-        try:
+        with whole_models(), names_of_missing_files(config):
             self.speech2text = speech2text(
                 asr_train_config=str(config),
                 asr_model_file=str(model_file),
@@ -180,11 +181,6 @@ class TeacherDecoder:
                 **models,
                 **options,
             )
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{config}: it needs {error.filename}, which is not found from the "
-                "current folder; run from the recipe folder of the teacher"
-            ) from error
         if self.speech2text.tokenizer is None:
             raise ValueError(
                 f"{config}: token_type or bpemodel is not set, so token ids cannot be "
@@ -194,7 +190,8 @@ class TeacherDecoder:
         self.preprocess = task.build_preprocess_fn(
             self.speech2text.asr_train_args, False
         )
-        self.too_short = (TooShortUttError, TooShortTransducer)
+        subsampling = legacy("nets.pytorch_backend.transformer.subsampling")
+        self.too_short = (subsampling.TooShortUttError, TooShortUttError)
         self.min_samples = _padding(read_config(config)) + 1
 
     def __call__(self, samples: np.ndarray) -> list[SearchResult]:

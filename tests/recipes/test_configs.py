@@ -390,7 +390,7 @@ def test_kd_settings_train(small: Small, settings: Path, path: Path | None):
 def teacher_for(small: Small, conf: KDConf, path: Path) -> Path:
     """The teacher's configuration beside `path` where it fits the losses, else `path`
     itself; where that does not fit, the settings are for other models: skipped."""
-    from espnet_kd.teacher.loading import load_stock_model
+    from espnet_kd.models.loading import load_stock_model
     from espnet_kd.teacher.soft import nodes_of
 
     def nodes(each: Path) -> set[str]:

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
+from espnet_kd.models.loading import load_model
 from espnet_kd.report.layers import grouped, layer_table
 from espnet_kd.report.operations import Counts, Operations, operations
 from espnet_kd.report.size import read_tensors, size_of
@@ -21,7 +22,6 @@ from espnet_kd.report.sparsity import (
     weights_of,
 )
 from espnet_kd.student.sparsity import prunable_weights
-from espnet_kd.teacher.loading import load_model
 from tests.tasks.recipe import RATE, Recipe
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from espnet_kd.bin import teacher_decode
 from espnet_kd.data.kaldi import cuts_from_kaldi
+from espnet_kd.models.config import read_config, task_of
 from espnet_kd.targets import fingerprint as fp
 from espnet_kd.targets.hypotheses import Hypothesis, hypotheses_of, read_cuts
 from espnet_kd.targets.shards import (
@@ -34,7 +35,6 @@ from espnet_kd.teacher.decoding import (
     read_options,
     sampling_rate,
 )
-from espnet_kd.teacher.loading import read_config, task_of
 
 KINDS = ["attention", "transducer", "asr_transducer"]
 BEAM = {"beam_size": 4}

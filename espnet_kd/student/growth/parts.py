@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from espnet.nets.pytorch_backend.transformer.repeat import MultiSequential
 from torch import Tensor, nn
 
+from espnet_kd.models.versions import legacy
 from espnet_kd.student.config import Layers
 
+MultiSequential = legacy("nets.pytorch_backend.transformer.repeat").MultiSequential
 FIELD = "kd_conf.init_from_teacher"
 # Attributes that decide what a module computes, but none of its shapes.
 SAME = (

@@ -19,7 +19,8 @@ from espnet2.text.build_tokenizer import build_tokenizer
 
 from espnet_kd.data.kaldi import read_table
 from espnet_kd.lattice import best_path, total_score
-from espnet_kd.teacher.loading import load_model, read_config
+from espnet_kd.models.config import read_config
+from espnet_kd.models.loading import load_model
 from espnet_kd.teacher.soft import encode, joint_logits
 
 

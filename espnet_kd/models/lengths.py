@@ -1,28 +1,35 @@
 """True lengths: an utterance in a padded batch is encoded as it is alone.
 
-In ESPnet (202412, 202511) it is not. Where padding counts as speech it enters the loss,
-it is distilled, and a batched decoder reads words into it:
+In ESPnet it is not. Where padding counts as speech it enters the loss, it is distilled,
+and a batched decoder reads words into it:
 
-* `asr_transducer`: the convolutional input cuts the padding mask to the length of its
-  output instead of subsampling it; no utterance is shorter than the longest.
-* `asr`: the subsampling layers leave one to four frames of padding to every utterance
-  but the longest, and the convolutions of conformer and branchformer layers read
-  padding that is not zero.
-* STFT: the end of the longest utterance is mirrored, the others run into zeros.
+* `asr_transducer`, before 202611: the convolutional input cuts the padding mask to the
+  length of its output instead of subsampling it; no utterance is shorter than the
+  longest. In all versions: the pooling of a `vgg_like` input reads padding.
+* `asr`, before 202610: the subsampling layers leave one to four frames of padding to
+  every utterance but the longest, and the convolutions of conformer and branchformer
+  layers read padding that is not zero. In all versions: a feed-forward layer of
+  convolutions (`positionwise_layer_type: conv1d`) does.
+* STFT, in all versions: the end of the longest utterance is mirrored, the others run
+  into zeros.
 
 A single utterance has no padding and is right, so that stock inference agrees with a
-model trained with true lengths. Parameters and state_dict stay as they are. An encoder
-that is not corrected (`vgg_rnn`, contextual block, pre-trained ones, `conv1d` blocks of
-`asr_transducer`, ...) is named in a warning.
+model trained with true lengths. Parameters and state_dict stay as they are. What the
+installed version does right is left alone. An encoder that neither ESPnet nor this
+module is known to have right (`vgg_rnn`, pre-trained ones, ...) is named in a warning.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import torch
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.contextual_block_transformer_encoder import (
+    ContextualBlockTransformerEncoder,
+)
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.rnn_encoder import RNNEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
@@ -30,9 +37,17 @@ from espnet2.asr_transducer.encoder.blocks.conv1d import Conv1d as Conv1dBlock
 from espnet2.asr_transducer.encoder.blocks.conv_input import ConvInput
 from espnet2.asr_transducer.encoder.encoder import Encoder as TransducerEncoder
 from espnet2.layers.stft import Stft
-from espnet.nets.pytorch_backend.transformer import subsampling
 from torch import Tensor
 from torch.nn import Conv1d, Conv2d, MaxPool2d
+
+from espnet_kd.models.versions import (
+    legacy,
+    masks_conv_input,
+    masks_convolutions,
+    masks_subsampling,
+)
+
+subsampling = legacy("nets.pytorch_backend.transformer.subsampling")
 
 
 class TrueLengthStft(Stft):
@@ -97,10 +112,19 @@ SUBSAMPLINGS = {
     for name, stock in vars(subsampling).items()
     if name.startswith(("Conv1dSubsampling", "Conv2dSubsampling"))
 }
+# What the installed version has wrong, always or with some options.
+CORRECTED = {
+    Stft: TrueLengthStft,
+    ConvInput: TrueLengthConvInput,
+    **({} if masks_subsampling() else SUBSAMPLINGS),
+}
+_multi_layer_conv = legacy("nets.pytorch_backend.transformer.multi_layer_conv")
+FEED_FORWARD = (_multi_layer_conv.MultiLayeredConv1d, _multi_layer_conv.Conv1dLinear)
 CONVOLVING_ENCODERS = (BranchformerEncoder, ConformerEncoder, EBranchformerEncoder)
 # With these a batch equals its utterances encoded singly, once they are corrected.
 RIGHT_ENCODERS = (
     *CONVOLVING_ENCODERS,
+    *((ContextualBlockTransformerEncoder,) if masks_subsampling() else ()),
     RNNEncoder,
     TransformerEncoder,
     TransducerEncoder,
@@ -155,8 +179,10 @@ def use_true_lengths(model: torch.nn.Module) -> bool:
     encoder = model.encoder
     if isinstance(encoder, CONVOLVING_ENCODERS):
         for layer in encoder.encoders:
-            changed += [_correct_convolution(module) for module in layer.modules()]
-            layer.register_forward_pre_hook(_hand_down_mask)
+            corrected = [_correct_convolution(m) for m in _unmasked(layer)]
+            if any(corrected):
+                layer.register_forward_pre_hook(_hand_down_mask)
+            changed += corrected
     if any(changed):
         logging.info("Padded batches are encoded with true lengths (true_lengths).")
     wrong = _not_corrected(encoder)
@@ -172,16 +198,25 @@ def _not_corrected(encoder: torch.nn.Module) -> str | None:
     """Name of the class that is not known to be right; None where all are."""
     if type(encoder) not in RIGHT_ENCODERS:  # a subclass need not be right
         return type(encoder).__name__
-    if any(isinstance(module, Conv1dBlock) for module in encoder.modules()):
+    blocks = any(isinstance(module, Conv1dBlock) for module in encoder.modules())
+    if blocks and not masks_conv_input():
         return f"block_type conv1d of {type(encoder).__name__}"
     return None
 
 
+def _unmasked(layer: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Modules of an encoder layer that ESPnet gives padding."""
+    for module in layer.modules():
+        if not masks_convolutions() or isinstance(module, FEED_FORWARD):
+            yield from module.modules()
+
+
 def _correct(module: torch.nn.Module) -> bool:
-    true = {Stft: TrueLengthStft, ConvInput: TrueLengthConvInput, **SUBSAMPLINGS}
-    if type(module) not in true:
+    if type(module) not in CORRECTED:
         return False
-    module.__class__ = true[type(module)]
+    if type(module) is ConvInput and masks_conv_input() and not module.vgg_like:
+        return False
+    module.__class__ = CORRECTED[type(module)]
     return True
 
 

@@ -1,0 +1,172 @@
+"""How ESPnet's versions differ, 202412 to 202611; no other module knows.
+
+* 202609 moved `espnet.*` to `espnet2.legacy.*`.
+* 202609 renamed the weights of convolutional subsampling in task `asr`.
+* 202610 decodes batches of utterances in `asr_inference`, and keeps padding out of the
+  subsampling and convolutions of task `asr`; 202611 out of `asr_transducer`'s input.
+* All of them share one object, a default argument, between the encoders of
+  `asr_transducer`, and write sizes into it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import re
+from collections.abc import Container, Mapping
+from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TESTED = ("202412", "202511", "202611")
+
+
+def installed_version() -> str:
+    """The version of the ESPnet that is imported, "202611" or "202611.post1"."""
+    import espnet2
+
+    return str(espnet2.__version__)
+
+
+@lru_cache(maxsize=None)  # one line a process
+def warn_of_untested_version() -> None:
+    """One line where ESPnet is newer than the newest version that was tested."""
+    installed = installed_version()
+    number = re.match(r"\d{6}", installed)
+    if number and number[0] > TESTED[-1]:
+        logging.warning(
+            f"ESPnet {installed} is newer than {TESTED[-1]}, the newest that espnet_kd "
+            "was tested with; compare a first run, or install espnet=="
+            f"{TESTED[-1]}"
+        )
+
+
+def legacy(name: str) -> ModuleType:
+    """ESPnet1's module `name`, say "nets.pytorch_backend.transformer.repeat"."""
+    package = "espnet2.legacy" if find_spec("espnet2.legacy") else "espnet"
+    return importlib.import_module(f"{package}.{name}")
+
+
+# ----------------------------------------------------------------- padding of batches
+
+
+def masks_subsampling() -> bool:
+    """Whether the subsampling of task `asr` counts each utterance's own frames."""
+    return hasattr(
+        legacy("nets.pytorch_backend.transformer.subsampling"), "_subsample_mask"
+    )
+
+
+def masks_convolutions() -> bool:
+    """Whether convolutions of conformer and branchformer layers read no padding."""
+    return hasattr(
+        legacy("nets.pytorch_backend.conformer.convolution"), "mask_padded_frames"
+    )
+
+
+def masks_conv_input() -> bool:
+    """Whether the input and convolution blocks of `asr_transducer` count each
+    utterance's own frames."""
+    from espnet2.asr_transducer.encoder.blocks.conv_input import ConvInput
+
+    return hasattr(ConvInput, "get_output_lengths")
+
+
+# ------------------------------------------------------------------ names of weights
+
+# Within a subsampling module, before 202609 and since: `out` was Sequential(Linear,
+# positional encoding). A quantised layer has other tensors than weight and bias.
+_RENAMED = (
+    (r"\.out\.0\.", ".out."),
+    (r"\.out\.1\.", ".pos_enc."),
+    (r"\.pos_enc\.", ".out.1."),
+    (r"\.out\.", ".out.0."),
+)
+
+
+def other_name(name: str) -> str | None:
+    """The name of a weight of a subsampling module in the other versions of ESPnet.
+
+    "encoder.embed.out.0.weight" <-> "encoder.embed.out.weight"; None for a name that is
+    the same in all versions. A layer of another module may happen to be called `out`:
+    only a model can tell.
+    """
+    for pattern, replacement in _RENAMED:
+        renamed, count = re.subn(pattern, replacement, name, count=1)
+        if count:
+            return renamed
+    return None
+
+
+def named_as(
+    wanted: Container[str], state: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """A state_dict under the names that a model has in the installed version.
+
+    A file may hold both names of a weight, as `espnet_kd.bin.export` writes it; the
+    result holds one.
+
+    Args:
+        wanted: the model's names.
+        state: of a file of any version.
+        prefix: put before the file's names to get the model's.
+    """
+    named = {}
+    for name, value in state.items():
+        renamed = other_name(name)
+        if prefix + name in wanted or renamed is None or prefix + renamed not in wanted:
+            named[name] = value
+        else:
+            named.setdefault(renamed, value)
+    return named
+
+
+def under_both_names(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's state_dict that every version reads: renamed weights stand in it twice.
+
+    `torch.save` stores the values of such a weight once.
+
+    Args:
+        model: tells which weights belong to a subsampling module.
+        state: its tensors under the names of the installed version.
+    """
+    both = {}
+    renamed = tuple(
+        f"{path}.{part}."
+        for path, module in model.named_modules()
+        if _is_renamed(type(module))
+        for part in ("out", "pos_enc")
+    )
+    for name, value in state.items():
+        both[name] = value
+        if renamed and name.startswith(renamed):
+            both[other_name(name)] = value
+    return both
+
+
+def _is_renamed(kind: type) -> bool:
+    """A subclass counts, say one with true lengths."""
+    names = [each.__name__ for each in kind.__mro__]
+    return any(re.fullmatch(r"Conv[12]dSubsampling\d?", name) for name in names)
+
+
+# ---------------------------------------------------------------- mutable defaults
+
+
+def clear_shared_defaults() -> None:
+    """Empty the default arguments that ESPnet shares between models and writes into.
+
+    The encoder of `asr_transducer` has `input_conf: Dict = {}` and stores the sizes
+    that follow from the first model's features in it; every later model of the process
+    without `input_conf` would get that model's sizes. Call it before a model is built.
+    """
+    from espnet2.asr_transducer.encoder.encoder import Encoder
+
+    for parameter in inspect.signature(Encoder.__init__).parameters.values():
+        if isinstance(parameter.default, dict):
+            parameter.default.clear()
