@@ -4,10 +4,11 @@
 # make docs    the pages of docs/ as HTML, into docs/_build/html
 # make bench   time and memory of the lattice losses, into benchmarks/RESULTS.md
 # make env     the environment alone
+# make plain   what `pip install .` gives without constraints, tried with the small demo
 # make clean   delete environments and what the demo made
 #
-# Each builds the environment that it needs. ENV=A (Python 3.10, k2) or ENV=B (Python 3.11,
-# no k2) asks for one of the two; without ENV it is A where a Python 3.10 is found.
+# Each builds the environment that it needs, the newest for which a Python is found:
+# ENV=C (Python 3.12 or 3.13), ENV=B (3.11) or ENV=A (3.10, k2) asks for one of them.
 
 # Not from the shell's environment: clusters set ENV there to a start-up file.
 ENV =
@@ -23,7 +24,7 @@ ifneq ($(shell grep -m1 AuthenticAMD /proc/cpuinfo 2>/dev/null),)
 export MKL_DEBUG_CPU_TYPE ?= 5
 endif
 
-.PHONY: demo demo-small test lint docs bench env clean
+.PHONY: demo demo-small test lint docs bench env plain clean
 
 demo:
 	@$(in_env) cd egs/mini/asr1 && DEMO_SIZE=$(DEMO_SIZE) ./run.sh
@@ -49,6 +50,15 @@ bench:
 env:
 	@$(in_env) python -m espnet_kd.bin.doctor
 
+# PYTHON=python3.13 asks for another one. Not the tested versions: the newest there are.
+PYTHON ?= python3.12
+plain:
+	rm -rf .venv-plain
+	$(PYTHON) -m venv .venv-plain
+	.venv-plain/bin/pip install -q ".[demo]"
+	@export PATH="$(CURDIR)/.venv-plain/bin:$$PATH" PYTHONWARNINGS=default && \
+		python -m espnet_kd.bin.doctor && cd egs/mini/asr1 && DEMO_SIZE=small ./run.sh
+
 clean:
-	rm -rf .venv-A .venv-B build dist docs/_build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv-A .venv-B .venv-C .venv-plain build dist docs/_build *.egg-info .pytest_cache .ruff_cache
 	rm -rf egs/mini/asr1/data egs/mini/asr1/dump egs/mini/asr1/exp

@@ -1,4 +1,4 @@
-"""Set-up of espnet_kd. What was tested is pinned in conf/constraints-{A,B}.txt."""
+"""Set-up of espnet_kd. What was tested is pinned in conf/constraints-{A,B,C}.txt."""
 
 from pathlib import Path
 
@@ -26,8 +26,10 @@ setup(
     packages=find_packages(include=["espnet_kd", "espnet_kd.*"]),
     # shipped/ links to egs/TEMPLATE/asr1 and conf/kd; a wheel holds the files.
     package_data={"espnet_kd": ["shipped/*/*.*", "shipped/*/utils/*"]},
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",
     install_requires=[
+        # Tested with 202412, 202511 and 202611. A newer one is taken: espnet_kd says in
+        # one line that it is untested (espnet_kd.models.versions).
         "espnet>=202412",
         "humanfriendly",
         "kaldialign>=0.9",
@@ -38,9 +40,13 @@ setup(
         "scipy",
         "sentencepiece",
         "soundfile",
-        "torch>=1.13",
+        "torch>=1.13",  # ESPnet bounds it from above
         "torchaudio",  # ESPnet's front ends import it; ESPnet does not ask for it
         "tqdm",
+        # ESPnet's training imports these; from 202609 on they are extras of ESPnet.
+        "editdistance",  # error rates in validation
+        "opt-einsum",  # S4 decoders
+        "tensorboard",  # use_tensorboard, true by default
     ],
     extras_require={
         # The only k2 on PyPI that can be imported: Linux, Python 3.10, torch 1.13.1.
@@ -50,7 +56,15 @@ setup(
             "k2==1.23.4; python_version == '3.10' and platform_system == 'Linux'",
         ],
         "demo": ["espeakng-loader"],
-        "test": ["pytest", "pytest-timeout", "pytest-xdist"],
+        "test": [
+            "kaldiio",  # Kaldi's archives, as another program writes them
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "resampy",  # ESPnet's recipes import it
+            "setuptools",
+            "wheel",
+        ],
         "lint": ["black", "isort", "ruff"],
         "docs": ["furo", "myst-parser", "sphinx"],
     },
@@ -61,6 +75,8 @@ setup(
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Multimedia :: Sound/Audio :: Speech",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Build environment A or B in .venv-A or .venv-B, unless it stands already, and print its
-# folder on stdout (all else goes to stderr).
+# Build environment A, B or C in .venv-A, .venv-B or .venv-C, unless it stands already,
+# and print its folder on stdout (all else goes to stderr).
 #
 #   A  Python 3.10, torch 1.13.1, ESPnet 202412, k2 1.23.4
-#   B  Python 3.11 (else 3.12, untested), torch 2.8.0, ESPnet 202511, no k2
+#   B  Python 3.11, torch 2.8.0, ESPnet 202511, no k2
+#   C  Python 3.12 or 3.13, torch 2.13.0, ESPnet 202611, no k2
 #
-# Usage: conf/build_env.sh [A|B]     without a name: A where a Python 3.10 is found, else B
+# Usage: conf/build_env.sh [A|B|C]
+#   Without a name: the newest for which a Python is found.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,33 +33,41 @@ find_python() {
     return 1
 }
 
+declare -A pythons=([A]="3.10" [B]="3.11" [C]="3.12 3.13")
+declare -A versions=(
+    [A]="ESPnet 202412, torch 1.13.1" [B]="ESPnet 202511, torch 2.8.0"
+    [C]="ESPnet 202611, torch 2.13.0"
+)
+
+# Sets python for environment $1, to the first of its Pythons that is found.
+choose_python() {
+    local version
+    for version in ${pythons[$1]}; do
+        ! python=$(find_python "${version}") || return 0
+    done
+    return 1
+}
+
 name=${1:-}
-case "${name}" in
-    A) python=$(find_python 3.10) || {
-        log "A needs Python 3.10, and none was found on PATH, in pyenv or by uv." \
-            "Install one (uv python install 3.10, pyenv install 3.10) or take ENV=B."
-        exit 1
-    } ;;
-    B | "")
-        if [ -z "${name}" ] && python=$(find_python 3.10); then
-            name=A
-        else
-            python=$(find_python 3.11 || find_python 3.12) || {
-                log "no Python 3.10, 3.11 or 3.12 was found on PATH, in pyenv or by uv."
-                exit 1
-            }
-            is_python "${python}" 3.11 ||
-                log "no Python 3.11, so 3.12: the versions were not tested with it"
-            [ -n "${name}" ] || log "no Python 3.10, so k2 is absent (environment B):" \
-                "lattices run on the torch backend, k2-pruned students are not available"
-            name=B
-        fi
-        ;;
-    *)
-        log "environment '${name}' is unknown: A or B"
-        exit 1
-        ;;
-esac
+if [ -z "${name}" ]; then
+    for name in C B A; do
+        ! choose_python "${name}" || break
+        [ "${name}" != A ] || {
+            log "no Python 3.10 to 3.13 was found on PATH, in pyenv or by uv." \
+                "Install one: uv python install 3.12, or pyenv install 3.12"
+            exit 1
+        }
+    done
+elif [ -z "${pythons[${name}]:-}" ]; then
+    log "environment '${name}' is unknown: A, B or C"
+    exit 1
+elif ! choose_python "${name}"; then
+    wanted=${pythons[${name}]/ / or }
+    log "${name} needs Python ${wanted}, and none was found on PATH, in pyenv or by uv." \
+        "Install one (uv python install ${wanted##* }, pyenv install ${wanted##* })," \
+        "or leave ENV out: the newest environment for which there is a Python is taken"
+    exit 1
+fi
 
 venv=${PWD}/.venv-${name}
 constraints=conf/constraints-${name}.txt
@@ -83,8 +93,8 @@ if [ "$(cat "${stamp}" 2>/dev/null)" != "${made_of}" ] ||
     log "building ${venv} with ${python}; some minutes, log in .venv-${name}/build.log"
     rm -rf "${venv}"
     "${python}" -m venv "${venv}"
-    # Not a later pip: from 24.1 on it refuses the name of k2's wheel and the metadata of
-    # ci_sdr. One pip for all also makes one way to build what comes as source.
+    # Not a later pip for A: from 24.1 on it refuses the name of k2's wheel and the
+    # metadata of ci_sdr. This one knows all four Pythons.
     {
         "${venv}/bin/python" -m pip install pip==23.2.1 && {
             [ "${name}" != A ] ||
@@ -98,6 +108,9 @@ if [ "$(cat "${stamp}" 2>/dev/null)" != "${made_of}" ] ||
     }
     echo "${made_of}" >"${stamp}.new"
     mv "${stamp}.new" "${stamp}"
-    log "environment ${name} is ready"
 fi
+k2=$("${venv}/bin/python" -c 'from importlib.metadata import version; print(version("k2"))' \
+    2>/dev/null || true)
+log "environment ${name}: $("${python}" -V), ${versions[${name}]}," \
+    "$([ -n "${k2}" ] && echo "k2 ${k2}" || echo "no k2: lattices run on the torch backend")"
 echo "${venv}"

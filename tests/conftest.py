@@ -14,12 +14,15 @@ def _version(package: str) -> str:
         return "absent"
 
 
+ENVIRONMENTS = {"202412": "A", "202511": "B", "202611": "C"}  # by their ESPnet
+
+
 def pytest_report_header() -> str:
-    k2 = _version("k2")
-    name = "B (torch backend)" if k2 == "absent" else "A (k2 backend)"
+    espnet = _version("espnet")
     return (
-        f"environment {name}: Python {platform.python_version()}, "
-        f"torch {torch.__version__}, ESPnet {_version('espnet')}, k2 {k2}, "
+        f"environment {ENVIRONMENTS.get(espnet, 'unknown')}: "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"ESPnet {espnet}, k2 {_version('k2')}, "
         f"lhotse {_version('lhotse')}"
     )
 

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from espnet_kd import standin
-from espnet_kd.bin.doctor import BROKEN, LACK, OK, conflicts
+from espnet_kd.bin.doctor import BROKEN, LACK, OK, conflicts, k2_wheel
+from espnet_kd.models.versions import TESTED
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,10 +59,57 @@ def test_here_the_main_job_can_run(tmp_path):
 def test_without_any_package_it_says_so():
     code, stated = run_doctor("-S")  # -S: Python without its site-packages
     assert code == 1 and stated["main_job"] is False
-    for name in ("torch", "espnet", "lhotse", "kaldialign", "espeakng_loader"):
+    packages = ("torch", "espnet", "lhotse", "kaldialign", "espeakng_loader")
+    for name in (*packages, "training", "statistics", "decoding"):
         assert stated["by_name"][name]["status"] == BROKEN
         assert stated["by_name"][name]["remedy"]
     assert stated["by_name"]["k2"]["status"] == LACK
+
+
+@pytest.mark.parametrize("package", ["editdistance", "tensorboard"])
+def test_what_training_imports_late_is_looked_for(tmp_path, package):
+    """ESPnet would stop at its start, or after the first epoch."""
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('{package}')")
+    code, stated = run_doctor(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert code == 1
+    assert stated["by_name"][package]["status"] == BROKEN
+
+
+def test_a_training_that_cannot_be_imported_is_broken(tmp_path):
+    """As with an ESPnet in which a module has another place."""
+    (tmp_path / "kaldialign.py").write_text("")
+    (tmp_path / "humanfriendly.py").write_text("raise ImportError('no parse_size')")
+    code, stated = run_doctor(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert code == 1 and stated["main_job"] is False
+    assert stated["by_name"]["training"]["status"] == BROKEN
+    assert "no parse_size" in stated["by_name"]["training"]["found"]
+
+
+def test_a_checkout_before_the_installed_espnet(tmp_path):
+    """ESPnet itself gives the installed one's version."""
+    folder = Path(find_spec("espnet2").origin).parent
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(folder, tmp_path / "espnet2", ignore=skip)
+    (tmp_path / "version.txt").write_text("209901\n")
+    code, stated = run_doctor(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert code == 0  # newer than tested is no reason not to run
+    espnet = stated["by_name"]["espnet"]
+    assert espnet["found"] == f"209901, from {tmp_path}"
+    assert espnet["status"] == LACK and TESTED[-1] in espnet["remedy"]
+
+
+@pytest.mark.parametrize(
+    "torch, cuda, words",
+    [
+        ("1.13.1+cu117", "11.7", "k2==1.23.4 of PyPI"),
+        ("2.8.0+cpu", "", "k2==1.24.4.dev20260625+cpu.torch2.8.0 "),
+        ("2.8.0", "12.8", "k2==1.24.4.dev20260625+cuda12.8.torch2.8.0 "),
+        ("2.13.0+cu130", "13.0", "k2==1.24.4.dev20260710+cuda13.0.torch2.13.0 "),
+        ("2.14.1", "13.0", "no wheel for torch 2.14.1; the newest is for torch 2.13.0"),
+    ],
+)
+def test_the_k2_for_a_torch(torch, cuda, words):
+    assert words in k2_wheel(torch, cuda)
 
 
 TESTED_A = dict(
@@ -72,6 +122,7 @@ TESTED_A = dict(
     k2_cuda="11.7",
 )
 TESTED_B = dict(python="3.11.7", numpy="2.4.6", torch="2.8.0", espnet="202511")
+TESTED_C = dict(python="3.12.1", numpy="2.5.5", torch="2.13.0", espnet="202611")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +130,8 @@ TESTED_B = dict(python="3.11.7", numpy="2.4.6", torch="2.8.0", espnet="202511")
     [
         TESTED_A,
         TESTED_B,
+        TESTED_C,
+        {**TESTED_C, "python": "3.13.0", "torch": "2.14.1+cu130"},
         {**TESTED_B, "torch_cuda": "12.8"},
         {**TESTED_A, "torch_cuda": "", "k2_cuda": ""},
         {**TESTED_B, "k2": "1.24.4.dev20250714+cuda12.8.torch2.8.0", "k2_cuda": "12.8"},

@@ -58,14 +58,14 @@ def test_every_import_is_required():
     assert not lacking, f"imported, but not in setup.py: {sorted(lacking)}"
 
 
-@pytest.mark.parametrize("environment", ["A", "B"])
+@pytest.mark.parametrize("environment", ["A", "B", "C"])
 def test_every_requirement_is_pinned(environment):
     lines = (ROOT / "conf" / f"constraints-{environment}.txt").read_text().split("\n")
     lines = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     pinned = {name_of(line) for line in lines}
     required = {name_of(r) for kind in requirements().values() for r in kind}
-    required -= {"k2"} if environment == "B" else set()
+    required -= set() if environment == "A" else {"k2"}
     assert required <= pinned
     assert ("k2" in pinned) == (environment == "A")
 
@@ -82,7 +82,7 @@ def checkout(tmp_path):
     shutil.copy(ROOT / "setup.py", tmp_path)
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "dirname", "cat", "cksum", "rm", "mv"):
+    for tool in ("bash", "dirname", "cat", "cksum", "cp", "mkdir", "rm", "mv"):
         (tools / tool).symlink_to(shutil.which(tool))
     return tmp_path
 
@@ -104,22 +104,58 @@ def build(checkout: Path, *name: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+def python(version: str, k2: str = "") -> str:
+    """A Python that "builds" a virtual environment of copies of itself."""
+    return f"""case "$1 $2" in
+    "-c import sys"*) echo {version} ;;
+    "-c from importlib"*) [ -n "{k2}" ] && echo "{k2}" ;;
+    "-V "*) echo Python {version}.9 ;;
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/pip" ;;
+esac"""
+
+
 def test_a_shim_that_fails_is_no_python(checkout):
     put_python(checkout, "python3.10", "echo 'pyenv: command not found' >&2; exit 127")
     done = build(checkout, "A")
-    assert done.returncode == 1 and "ENV=B" in done.stderr
+    assert done.returncode == 1
+    assert "A needs Python 3.10" in done.stderr and "leave ENV out" in done.stderr
     assert done.stdout == ""
 
 
-def test_without_python_3_10_one_line_says_what_lacks(checkout):
-    # A Python that gives its version, and fails as soon as it is to build something.
-    put_python(checkout, "python3.11", '[ "$1" = -c ] && echo 3.11')
+@pytest.mark.parametrize(
+    "found, name, line",
+    [
+        (["3.10", "3.11", "3.12", "3.13"], "C", "Python 3.12.9, ESPnet 202611"),
+        (["3.10", "3.11", "3.13"], "C", "Python 3.13.9, ESPnet 202611"),
+        (["3.10", "3.11"], "B", "Python 3.11.9, ESPnet 202511"),
+        (["3.10"], "A", "Python 3.10.9, ESPnet 202412"),
+    ],
+)
+def test_the_newest_environment_is_built_and_told(checkout, found, name, line):
+    for version in found:
+        put_python(checkout, f"python{version}", python(version))
     done = build(checkout)
-    assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if "k2" in line]
-    assert "torch backend" in line and "k2-pruned students" in line
-    # Who asked for B by name knows.
-    assert "torch backend" not in build(checkout, "B").stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{checkout / f'.venv-{name}'}\n"
+    told = done.stderr.splitlines()
+    assert told[0].startswith(f"build_env: building {checkout / f'.venv-{name}'}")
+    assert told[1].startswith(f"build_env: environment {name}: {line}")
+    assert told[1].endswith("no k2: lattices run on the torch backend")
+    # A second time nothing is built; the line is there.
+    assert build(checkout).stderr.splitlines() == told[1:]
+    assert build(checkout, name).stdout == done.stdout
+
+
+def test_the_line_tells_the_k2(checkout):
+    put_python(checkout, "python3.10", python("3.10", k2="1.23.4"))
+    assert build(checkout).stderr.endswith(", k2 1.23.4\n")
+
+
+def test_without_a_python_it_says_which(checkout):
+    done = build(checkout)
+    assert done.returncode == 1 and "no Python 3.10 to 3.13 was found" in done.stderr
+    done = build(checkout, "C")
+    assert done.returncode == 1 and "C needs Python 3.12 or 3.13" in done.stderr
 
 
 def test_pyenv_is_searched(checkout):
@@ -131,5 +167,5 @@ def test_pyenv_is_searched(checkout):
 
 
 def test_an_unknown_environment_is_refused(checkout):
-    done = build(checkout, "C")
-    assert done.returncode == 1 and "'C' is unknown: A or B" in done.stderr
+    done = build(checkout, "D")
+    assert done.returncode == 1 and "'D' is unknown: A, B or C" in done.stderr

@@ -16,14 +16,24 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
+from espnet_kd.models.versions import TESTED, installed_version, is_checkout
 from espnet_kd.report.sclite import find_sclite
 
+# What kd.sh runs, and what each of these needs is known when it is imported.
+STAGES = {
+    "training": ("espnet_kd.tasks.asr", "espnet_kd.tasks.asr_transducer"),
+    "statistics": ("espnet2.bin.aggregate_stats_dirs", "espnet2.bin.launch"),
+    "decoding": ("espnet2.bin.asr_inference", "espnet2.bin.asr_transducer_inference"),
+}
 OK, LACK, BROKEN = "ok", "lack", "broken"
 _BUILD = "build an environment: make env"
+# As ESPnet 202611's tools/installers/install_k2.sh has it.
+K2_NEWEST_TORCH = (2, 13, 0)
 
 
 @dataclass(frozen=True)
@@ -46,21 +56,21 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything. Nothing is changed, nothing is fetched."""
     findings = [_python()]
-    # The module that is imported: of ESPnet the one that a recipe runs, which pulls in
-    # nearly all that ESPnet needs.
-    for module, package in {
-        "torch": "torch",
-        "torchaudio": "torchaudio",
-        "espnet2.tasks.asr": "espnet",
-        "lhotse": "lhotse",
-        "sentencepiece": "sentencepiece",
-        "kaldialign": "kaldialign",
-        "numpy": "numpy",
-        "scipy": "scipy",
-        "soundfile": "soundfile",
-        "matplotlib": "matplotlib",
-    }.items():
-        findings.append(_package(module, package))
+    findings += [_package(name) for name in ("torch", "torchaudio")]
+    findings += [_espnet(), *map(_stage, STAGES)]
+    # ESPnet imports the last three in the middle of a training.
+    for name in (
+        "lhotse",
+        "sentencepiece",
+        "kaldialign",
+        "numpy",
+        "scipy",
+        "soundfile",
+        "matplotlib",
+        "editdistance",
+        "tensorboard",
+    ):
+        findings.append(_package(name))
     findings += [_k2(), _warprnnt(), _espeak(), _gpu()]
     findings += [
         _sclite(),
@@ -89,7 +99,7 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
                 "numpy with ESPnet",
                 BROKEN,
                 f"numpy {facts['numpy']}, ESPnet {facts['espnet']}",
-                'pip install "numpy<1.24", or take ESPnet 202511',
+                'pip install "numpy<1.24", or take ESPnet 202511 or later',
             )
         )
     if k2 and k2 < (1, 24) and python >= (3, 11):
@@ -109,7 +119,7 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
                 LACK,
                 f"torch {facts['torch']}, ESPnet {facts['espnet']}",
                 "training works, but cannot be resumed (torch.load refuses the "
-                "checkpoint): take torch<2.6 or ESPnet 202511",
+                "checkpoint): take torch<2.6, or ESPnet 202511 or later",
             )
         )
     if k2 and facts.get("torch_cuda") and not facts.get("k2_cuda"):
@@ -127,11 +137,13 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
 
 def _facts() -> dict[str, str]:
     facts = {"python": platform.python_version()}
-    for package in ("numpy", "torch", "espnet", "k2"):
+    for package in ("numpy", "torch", "k2"):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
             pass
+    if find_spec("espnet2") is not None:
+        facts["espnet"] = installed_version()
     for name, read in ("torch_cuda", _torch_cuda), ("k2_cuda", _k2_cuda):
         try:
             facts[name] = read()
@@ -165,24 +177,46 @@ def _release(text: str) -> tuple[int, ...]:
 
 
 def _python() -> Finding:
-    fits = sys.version_info >= (3, 10)
+    fits = (3, 10) <= sys.version_info < (3, 14)
     return Finding(
         "Python",
         OK if fits else BROKEN,
         f"{platform.python_version()}, {sys.executable}",
-        "" if fits else "Python 3.10 (with k2) or 3.11 is needed; then make env",
+        "" if fits else "Python 3.10 to 3.13 is needed; then make env",
     )
 
 
-def _package(module: str, package: str) -> Finding:
-    return _tried(package, lambda: _load(module, package), BROKEN, _BUILD)
+def _package(name: str) -> Finding:
+    return _tried(name, lambda: _load(name), BROKEN, _BUILD)
 
 
-def _load(module: str, package: str) -> str:
-    loaded = importlib.import_module(module)
-    if package != "torch":
-        return version(package)
+def _load(name: str) -> str:
+    loaded = importlib.import_module(name)
+    if name != "torch":
+        return version(name)
     return f"{loaded.__version__}, CUDA {loaded.version.cuda or 'none'}"
+
+
+def _espnet() -> Finding:
+    def look() -> str:
+        folder = Path(importlib.import_module("espnet2").__file__).parent
+        place = f", from {folder.parent}" if is_checkout(folder) else ""
+        return installed_version() + place
+
+    finding = _tried("espnet", look, BROKEN, _BUILD)
+    if finding.status == OK and _release(installed_version()) > _release(TESTED[-1]):
+        remedy = f"newer than {TESTED[-1]}, the newest that was tested; see how it goes"
+        return replace(finding, status=LACK, remedy=remedy)
+    return finding
+
+
+def _stage(name: str) -> Finding:
+    def look() -> str:
+        for module in STAGES[name]:
+            importlib.import_module(module)
+        return f"can be imported: {', '.join(STAGES[name])}"
+
+    return _tried(name, look, BROKEN, f"{_BUILD}; or install what is named above")
 
 
 def _tried(name: str, look: Callable[[], str], status: str, remedy: str) -> Finding:
@@ -201,19 +235,42 @@ def _tried(name: str, look: Callable[[], str], status: str, remedy: str) -> Find
 
 
 def _k2() -> Finding:
-    remedy = (
-        "optional. On Python 3.10: make env ENV=A; with torch 2.x: k2's own wheel for "
-        "it. Without k2 lattices run on the torch backend, and asr_transducer's "
-        "k2-pruned loss is not available"
-    )
-
     def look() -> str:
         cuda = _k2_cuda()
         from k2.torch_version import k2_torch_version
 
         return f"{version('k2')}, CUDA {cuda or 'none'}, for torch {k2_torch_version}"
 
+    try:
+        wheel = k2_wheel(version("torch"), _torch_cuda())
+    except Exception:  # a broken torch has a line of its own
+        wheel = "k2's wheel for your torch"
+    remedy = (
+        f"optional: {wheel}. Without k2 lattices run on the torch backend, and "
+        "asr_transducer's k2-pruned loss is not available"
+    )
     return _tried("k2", look, LACK, remedy)
+
+
+def k2_wheel(torch: str, cuda: str) -> str:
+    """Which k2 fits an installed torch; from 2.0 on k2 has a wheel index of its own.
+
+    Args:
+        torch: its version, say "2.13.0+cu130".
+        cuda: its CUDA version, say "13.0"; empty for a CPU build.
+    """
+    torch = torch.split("+")[0]
+    if _release(torch) < (2, 0):
+        return "k2==1.23.4 of PyPI, for Python 3.10 and torch 1.13.1 (make env ENV=A)"
+    if _release(torch) > K2_NEWEST_TORCH:
+        newest = ".".join(map(str, K2_NEWEST_TORCH))
+        return f"k2 has no wheel for torch {torch}; the newest is for torch {newest}"
+    build = "20260710" if _release(torch) == K2_NEWEST_TORCH else "20260625"
+    kind = f"cuda{cuda}" if cuda else "cpu"
+    return (
+        f"k2==1.24.4.dev{build}+{kind}.torch{torch} of k2's own wheel index (its "
+        f"documentation, Installation; +cpu.torch{torch} where there is no GPU)"
+    )
 
 
 def _warprnnt() -> Finding:

@@ -16,7 +16,9 @@ import logging
 import re
 from collections.abc import Container, Mapping
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +29,28 @@ TESTED = ("202412", "202511", "202611")
 
 
 def installed_version() -> str:
-    """The version of the ESPnet that is imported, "202611" or "202611.post1"."""
-    import espnet2
+    """The version of the ESPnet that is imported, say "202611".
 
-    return str(espnet2.__version__)
+    A checkout on PYTHONPATH comes before an installed ESPnet; ESPnet itself then gives
+    the installed one's version as its own.
+    """
+    folder = Path(find_spec("espnet2").origin).parent
+    if not is_checkout(folder):
+        return distribution("espnet").version
+    for name in ("version.txt", "espnet/version.txt"):
+        if (folder.parent / name).is_file():
+            return (folder.parent / name).read_text(encoding="utf-8").strip()
+    return "of unknown version"
+
+
+def is_checkout(folder: Path) -> bool:
+    """Whether a folder espnet2/ belongs to no installed package, or to one that pip
+    installed in its place (`pip install -e`)."""
+    try:
+        installed = distribution("espnet").locate_file("espnet2")
+    except PackageNotFoundError:
+        return True
+    return Path(installed).resolve() != folder.resolve()
 
 
 @lru_cache(maxsize=None)  # one line a process
