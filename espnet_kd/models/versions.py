@@ -98,10 +98,22 @@ def masks_conv_input() -> bool:
     return hasattr(ConvInput, "get_output_lengths")
 
 
+# ---------------------------------------------------------------------------- decoding
+
+
+def decodes_batches() -> bool:
+    """Whether `asr_inference` decodes several utterances at once."""
+    from espnet2.bin.asr_inference import Speech2Text
+
+    return hasattr(Speech2Text, "batch_decode")
+
+
 # ------------------------------------------------------------------ names of weights
 
 # Within a subsampling module, before 202609 and since: `out` was Sequential(Linear,
 # positional encoding). A quantised layer has other tensors than weight and bias.
+# `Conv2dSubsampling8` and the modules without positional encoding stayed as they were.
+_RENAMED_MODULES = re.compile(r"Conv(1dSubsampling[123]|2dSubsampling[126]?)")
 _RENAMED = tuple(
     (re.compile(rf"(?<![^.]){re.escape(old)}(?![^.])"), new)
     for old, new in (
@@ -137,18 +149,16 @@ def named_as(wanted: Container[str], state: Mapping[str, Any]) -> dict[str, Any]
         wanted: the names of a model's state_dict, or of a part of it.
         state: of a file of any version.
     """
-    named: dict[str, Any] = OrderedDict()
-    for name, value in state.items():
-        renamed = other_name(name)
-        if name in wanted or renamed is None or renamed not in wanted:
-            named[name] = value
-        else:
-            named.setdefault(renamed, value)
-    versions = getattr(state, "_metadata", None)
-    if versions is not None:  # of modules; quantised ones are not read without
-        named._metadata = OrderedDict(versions)
-        for path, version in versions.items():
-            named._metadata.setdefault(other_name(path) or path, version)
+    others = {name: other_name(name) for name in state if name not in wanted}
+    moved = {name: other for name, other in others.items() if other in wanted}
+    named = OrderedDict((n, value) for n, value in state.items() if n not in moved)
+    for name, other in moved.items():
+        named.setdefault(other, state[name])
+    # Versions of modules; quantised ones cannot be read without.
+    modules = getattr(state, "_metadata", None)
+    if modules is not None:
+        renamed = {other_name(path): modules[path] for path in modules if moved}
+        named._metadata = {**modules, **renamed}
     return named
 
 
@@ -183,7 +193,7 @@ def under_both_names(model: nn.Module, state: Mapping[str, Any]) -> dict[str, An
 def _is_renamed(kind: type) -> bool:
     """A subclass counts, say one with true lengths."""
     names = [each.__name__ for each in kind.__mro__]
-    return any(re.fullmatch(r"Conv[12]dSubsampling\d?", name) for name in names)
+    return any(_RENAMED_MODULES.fullmatch(name) for name in names)
 
 
 # ---------------------------------------------------------------- mutable defaults
