@@ -152,11 +152,9 @@ def read_weights(model_file: str | Path) -> State:
         TypeError,
         pickle.UnpicklingError,
     ) as error:
-        reason = "it holds more than tensors"
-        if not zipfile.is_zipfile(path) or not isinstance(
-            error, pickle.UnpicklingError
-        ):
-            reason = f"torch cannot read it, {type(error).__name__}"
+        reason = f"torch cannot read it, {type(error).__name__}"
+        if zipfile.is_zipfile(path) and isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors"
         raise _no_weights(path, reason) from error
     for key in ("module", "state_dict"):  # of DeepSpeed and Lightning
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -222,10 +220,8 @@ def _loading_whole(may_lack: bool) -> Iterator[None]:
     """
     from espnet2.train.abs_espnet_model import AbsESPnetModel
 
-    def load(
-        model: torch.nn.Module, state_dict: State, *args: Any, **kwargs: Any
-    ) -> Any:
-        return _load_whole(model, state_dict, may_lack)
+    def load(model: torch.nn.Module, state_dict: State, strict: bool = True) -> None:
+        _load_whole(model, state_dict, may_lack)
 
     AbsESPnetModel.load_state_dict = load
     try:
@@ -250,9 +246,10 @@ def _load(model: torch.nn.Module, state: State) -> tuple[list[str], list[str]]:
     """Set weights; returns the names that are missing and those that are left over."""
     try:
         result = torch.nn.Module.load_state_dict(model, state, strict=False)
-    except RuntimeError as error:  # a headline, and a line for each
-        sizes = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
-        raise WeightsDoNotFit(f"does not fit the model in {_some(sizes)}") from error
+    except RuntimeError as error:  # a headline, and a line for each other size
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+        sizes = _some(lines[1:] or lines)
+        raise WeightsDoNotFit(f"does not fit the model in {sizes}") from error
     return result.missing_keys, result.unexpected_keys
 
 
