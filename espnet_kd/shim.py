@@ -5,12 +5,14 @@
 `-m espnet2.bin.asr_train` and `-m espnet2.bin.asr_transducer_train` become the modules
 of the same name in `espnet_kd.bin`. Everything else (`-m module`, `-c code`, a script)
 runs as python would run it, with a stand-in for `warprnnt_pytorch` where it is missing.
+ESPnet's inference refuses a checkpoint that does not fit, which it would decode with.
 """
 
 from __future__ import annotations
 
 import runpy
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 REPLACED = {
@@ -31,9 +33,10 @@ def main(argv: list[str]) -> None:
 
             standin.install()
         sys.argv = [module, *arguments]
-        runpy.run_module(
-            REPLACED.get(module, module), run_name="__main__", alter_sys=True
-        )
+        with _reading_models(module):
+            runpy.run_module(
+                REPLACED.get(module, module), run_name="__main__", alter_sys=True
+            )
     elif option == "-c" and rest:
         code, *arguments = rest
         sys.argv = ["-c", *arguments]
@@ -47,6 +50,15 @@ def main(argv: list[str]) -> None:
         sys.argv = argv
         sys.path[0] = str(Path(option).resolve().parent)
         runpy.run_path(option, run_name="__main__")
+
+
+def _reading_models(module: str) -> AbstractContextManager:
+    """Within it, ESPnet's inference loads a model whole or refuses it."""
+    if not (module.startswith("espnet2.bin.") and "_inference" in module):
+        return nullcontext()
+    from espnet_kd.models.loading import whole_models
+
+    return whole_models()
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> None:
         decoder = load_decoder(args, options)
         args.output_file.parent.mkdir(parents=True, exist_ok=True)
         fp.write_json(fp.fingerprint_path(args.output_file), made_by)
-        seconds, rtf = shards.decode_cuts(cuts, decoder, args.output_file)
+        seconds, rtf = shards.decode_cuts(
+            cuts, decoder.decode, args.output_file, decoder.batch_size
+        )
         speed = f", {seconds:.0f} s, RTF {rtf:.3f}"
     print(f"{args.output_file}: {shards.summarise(args.output_file)}{speed}")
 
@@ -138,7 +140,8 @@ def fingerprint(
         "lm_config": fp.hash_file(args.lm_train_config),
         "lm": fp.hash_file(args.lm_file),
         "ngram": fp.hash_file(args.ngram_file),
-        "inference": options,
+        # Batches change no more than the rounding.
+        "inference": {k: v for k, v in options.items() if k != "batch_size"},
         "seed": args.seed,
         "utterances": len(ids),
         "utterance_ids": fp.hash_lines(ids),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -17,7 +16,11 @@ from espnet_kd import standin
 from espnet_kd.data.files import write_whole
 from espnet_kd.export.formats import compressed_names, form_of, load_compressed
 from espnet_kd.models.config import task_of
-from espnet_kd.models.loading import names_of_missing_files, whole_models
+from espnet_kd.models.loading import (
+    names_of_missing_files,
+    set_weights,
+    whole_models,
+)
 from espnet_kd.models.versions import named_as
 from espnet_kd.teacher.decoding import INFERENCE
 
@@ -54,17 +57,16 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
     if form == "dense":
         return _stock(config, file, **options)
     if form == "int8":
-        speech2text = _stock(config, None, **{**options, **INT8})
-        model = speech2text.asr_model
-        model.load_state_dict(named_as(model.state_dict().keys(), _read_int8(file)))
+        options, state = {**options, **INT8}, _read_int8(file)
+    else:
+        state = load_compressed(file)
+    speech2text = _stock(config, None, **options)
+    model = speech2text.asr_model
+    set_weights(model, state, file, config)
+    if form == "int8":
         _take_vectors(model)
-        return speech2text
-    with tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder) / Path(file).name
-        torch.save(load_compressed(file), dense)
-        speech2text = _stock(config, dense, **options)
     if form == "csr":
-        use_csr(speech2text.asr_model, compressed_names(file))
+        use_csr(model, compressed_names(file))
     return speech2text
 
 
@@ -206,6 +208,7 @@ def use_sparse_tensor_cores(
 def _linears(
     model: torch.nn.Module, weights: Collection[str]
 ) -> dict[str, torch.nn.Linear]:
+    weights = named_as(model.state_dict().keys(), dict.fromkeys(weights))
     return {
         name: module
         for name, module in model.named_modules()

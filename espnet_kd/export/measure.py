@@ -78,6 +78,7 @@ def measure_forms(
     cuts = _cuts(data_dir, max_utterances)
     check_cuts(cuts, sampling_rate(read_config(config), config))
     options = read_options(read_config(config), task_of(config), inference_config)
+    options.pop("batch_size", None)
     with one_thread():
         decoders = {
             form: _decoder(config, Path(folder) / file, files["dense"], options)

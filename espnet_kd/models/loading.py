@@ -2,11 +2,14 @@
 
 ESPnet loads a checkpoint with `strict=False` and drops what PyTorch returns, so that a
 file that does not fit gives a model with random weights and no message. Every model
-that this package reads goes through `whole_models`.
+that this package reads goes through `whole_models`, and what training starts from
+(`--init_param`) through `whole_init_params`.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,25 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from espnet_kd.models.config import task_of
+from espnet_kd.models.config import read_config, task_of
 from espnet_kd.models.versions import (
     clear_shared_defaults,
     installed_version,
     named_as,
+    other_name,
     warn_of_untested_version,
 )
 
-# What torch.load and ESPnet raise for a file that holds something else.
-UNREADABLE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    pickle.UnpicklingError,
-)
+State = Mapping[str, torch.Tensor]
 
 
 def load_model(
@@ -98,7 +93,6 @@ def whole_models() -> Iterator[None]:
         ValueError: names the file, weights and versions.
     """
     from espnet2.tasks.abs_task import AbsTask
-    from espnet2.train.abs_espnet_model import AbsESPnetModel
 
     stock = AbsTask.__dict__["build_model_from_file"]
     if getattr(stock, "loads_whole", False):  # within another whole_models()
@@ -111,15 +105,12 @@ def whole_models() -> Iterator[None]:
         build_stock = stock.__get__(None, cls)
         if model_file is None:
             return build_stock(config_file, None, device)
-        check_file(model_file)
-        AbsESPnetModel.load_state_dict = _load_whole
-        try:
-            return build_stock(config_file, model_file, device)
-        except UNREADABLE as error:
-            config = config_file or Path(model_file).parent / "config.yaml"
-            raise ValueError(_refusal(model_file, config, error)) from error
-        finally:
-            del AbsESPnetModel.load_state_dict
+        read_weights(model_file)
+        config_path = config_file or Path(model_file).parent / "config.yaml"
+        config = read_config(config_path)
+        with _naming(model_file, config_path, config.get("version")):
+            with _loading_whole(may_lack=_holds_adapters_alone(config)):
+                return build_stock(config_file, model_file, device)
 
     build = classmethod(build)
     build.loads_whole = True
@@ -130,11 +121,13 @@ def whole_models() -> Iterator[None]:
         AbsTask.build_model_from_file = stock
 
 
-def check_file(model_file: str | Path) -> None:
-    """Refuse a checkpoint that is missing, empty, cut off, or one of a whole training.
+def read_weights(model_file: str | Path) -> State:
+    """The weights that a checkpoint holds, on the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: with the remedy.
+        FileNotFoundError, ValueError: it is missing, empty, cut off, or not a file of
+            weights (the checkpoint of a whole training, a pickled model); with the
+            remedy.
     """
     path = Path(model_file)
     if not path.is_file():
@@ -147,43 +140,225 @@ def check_file(model_file: str | Path) -> None:
     if not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
         size = "empty" if not start else f"cut off after {path.stat().st_size} bytes"
         raise ValueError(f"{path}: the file is {size}; copy it anew, or train again")
+    # ESPnet's own switch for files of which torch takes nothing but tensors.
+    trusted = os.environ.get("ESPNET_ALLOW_UNSAFE_TORCH_LOAD") == "1"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=not trusted)
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = f"torch cannot read it, {type(error).__name__}"
+        if zipfile.is_zipfile(path) and isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors"
+        raise _no_weights(path, reason) from error
+    for key in ("module", "state_dict"):  # of DeepSpeed and Lightning
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise _no_weights(path, f"it holds a {type(state).__name__}")
+    if not state:
+        raise _no_weights(path, "it holds nothing")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise _no_weights(path, f"{name} is a {type(value).__name__}")
+    return state
+
+
+def _no_weights(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path}: not a model's state_dict ({reason}). Give the file that is decoded "
+        "with, e.g. valid.loss.ave.pth or 12epoch.pth: not checkpoint.pth, which "
+        "holds a whole training, and not a pickled model"
+    )
 
 
 class WeightsDoNotFit(RuntimeError):
     """A RuntimeError, after which ESPnet tries the names of older checkpoints."""
 
 
-def _load_whole(
-    model: torch.nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any
-) -> Any:
-    """`load_state_dict` that is strict though ESPnet asks it not to be."""
-    wanted = model.state_dict().keys()
-    state = named_as(wanted, state_dict)
-    missing = [name for name in wanted if name not in state]
-    unknown = [name for name in state if name not in wanted]
-    if missing or unknown:
-        parts = []
-        if missing:
-            parts.append(f"lacks {_some(missing)} of the model's {len(wanted)} weights")
-        if unknown:
-            parts.append(f"holds {_some(unknown)} that the model does not have")
-        raise WeightsDoNotFit(" and ".join(parts))
-    return torch.nn.Module.load_state_dict(model, state)
+@contextmanager
+def _naming(
+    model_file: str | Path, config: str | Path, trained: str | None
+) -> Iterator[None]:
+    try:
+        yield
+    except WeightsDoNotFit as error:
+        raise ValueError(
+            f"{model_file}: {error}. Trained with ESPnet "
+            f"{trained or 'of unknown version'}, installed is {installed_version()}. "
+            f"Give the checkpoint that was trained with {config}, as ESPnet wrote it: "
+            "no `module.` before the names, no part left out"
+        ) from error
+
+
+def set_weights(
+    model: torch.nn.Module, state: State, model_file: str | Path, config: str | Path
+) -> None:
+    """Put weights of any version of ESPnet into a model, all of them or none.
+
+    Args:
+        model_file, config: where they come from, for the message.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    with _naming(model_file, config, read_config(config).get("version")):
+        _load_whole(model, state, may_lack=False)
+
+
+@contextmanager
+def _loading_whole(may_lack: bool) -> Iterator[None]:
+    """`load_state_dict` of ESPnet's models is strict, though ESPnet asks it not to be.
+
+    Args:
+        may_lack: weights may be missing in the file, but none may be left over.
+    """
+    from espnet2.train.abs_espnet_model import AbsESPnetModel
+
+    def load(model: torch.nn.Module, state_dict: State, strict: bool = True) -> None:
+        _load_whole(model, state_dict, may_lack)
+
+    AbsESPnetModel.load_state_dict = load
+    try:
+        yield
+    finally:
+        del AbsESPnetModel.load_state_dict
+
+
+def _load_whole(model: torch.nn.Module, state: State, may_lack: bool) -> None:
+    names = model.state_dict().keys()
+    missing, unknown = _load(model, named_as(names, state))
+    faults = []
+    if missing and not may_lack:
+        faults.append(f"lacks {_some(missing)} of the model's {len(names)} weights")
+    if unknown:
+        faults.append(f"holds {_some(unknown)} that the model does not have")
+    if faults:
+        raise WeightsDoNotFit(" and ".join(faults))
+
+
+def _load(model: torch.nn.Module, state: State) -> tuple[list[str], list[str]]:
+    """Set weights; returns the names that are missing and those that are left over."""
+    try:
+        result = torch.nn.Module.load_state_dict(model, state, strict=False)
+    except RuntimeError as error:  # a headline, and a line for each other size
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+        sizes = _some(lines[1:] or lines)
+        raise WeightsDoNotFit(f"does not fit the model in {sizes}") from error
+    return result.missing_keys, result.unexpected_keys
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(map(str, names[:3]))
+    shown = ", ".join(names[:3])
     return f"{len(names)} ({shown}{', ..' if len(names) > 3 else ''})"
 
 
-def _refusal(model_file: str | Path, config: str | Path, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, WeightsDoNotFit):
-        reason = f"cannot be read as weights of {config} ({reason[:600]})"
-    trained = yaml.safe_load(Path(config).read_text(encoding="utf-8")).get("version")
-    return (
-        f"{model_file}: {reason}. Trained with ESPnet {trained or 'of unknown version'}"
-        f", installed is {installed_version()}. Give the checkpoint that belongs to "
-        f"{config}, e.g. valid.acc.ave.pth, as ESPnet wrote it: not checkpoint.pth, no "
-        "`module.` before the names, no part left out"
+def _holds_adapters_alone(config: Mapping[str, Any]) -> bool:
+    """Whether ESPnet saved only what it fine-tuned; the rest is downloaded."""
+    strategy = config.get("save_strategy", "all")
+    return bool(config.get("use_adapter")) and strategy != "all"
+
+
+# ------------------------------------------------------------------------ init_param
+
+
+@contextmanager
+def whole_init_params() -> Iterator[None]:
+    """Within it, ESPnet's training takes what `--init_param` names, or refuses it.
+
+    ESPnet puts the file's weights into the model's state_dict and loads that. Of a
+    weight that was renamed both names are in it then: 202609 and later keep the model's
+    own, a random one, in silence.
+
+    Raises (within):
+        FileNotFoundError, ValueError: as `load_init_param`.
+    """
+    import espnet2.tasks.abs_task as abs_task
+
+    stock = abs_task.load_pretrained_model
+    abs_task.load_pretrained_model = load_init_param
+    try:
+        yield
+    finally:
+        abs_task.load_pretrained_model = stock
+
+
+def load_init_param(
+    init_param: str,
+    model: torch.nn.Module,
+    ignore_init_mismatch: bool,
+    map_location: str = "cpu",
+) -> None:
+    """Set weights of a model from a file of any version of ESPnet.
+
+    As ESPnet's `load_pretrained_model`, a part (encoder, decoder, ..) of which the file
+    has nothing stays as it is, with a warning; one of which it has something must be in
+    it whole.
+
+    Args:
+        init_param: <file>[:<part of the file>[:<part of the model>[:<names that are
+            left out, with commas between>]]]
+        ignore_init_mismatch: leave out what does not fit, with a warning each.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or its weights do not fit.
+    """
+    from espnet2.torch_utils.load_pretrained_model import filter_state_dict
+
+    path, source, target, excluded = (init_param.split(":") + [""] * 3)[:4]
+    try:
+        part = model.get_submodule(target)
+    except AttributeError as error:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(
+            f"--init_param {init_param}: {target} is not a part of the model, which "
+            f"has {parts}"
+        ) from error
+    inside = f"{source}." if source else ""
+    state = {
+        name[len(inside) :]: value
+        for name, value in read_weights(path).items()
+        if name.startswith(inside)
+    }
+    own = part.state_dict()
+    state = named_as(own.keys(), state)
+    left_out = {n for n in {*own, *state} if _starts_with(inside + n, excluded)}
+    state = {name: value for name, value in state.items() if name not in left_out}
+    if ignore_init_mismatch:
+        state = filter_state_dict(own, state)
+    try:
+        missing, unknown = _load(part, state)
+        missing = [name for name in missing if name not in left_out]
+        touched = {name.partition(".")[0] for name in state}
+        torn = [name for name in missing if name.partition(".")[0] in touched]
+        if not state.keys() & own.keys():
+            raise WeightsDoNotFit("holds no weight of the model")
+        if unknown:
+            raise WeightsDoNotFit(
+                f"holds {_some(unknown)} that the model does not have"
+            )
+        if torn and not ignore_init_mismatch:
+            raise WeightsDoNotFit(f"lacks {_some(torn)} of parts that it has")
+    except WeightsDoNotFit as error:
+        raise ValueError(
+            f"--init_param {init_param}: {error}. Name the parts, <file>:<part of the "
+            "file>:<part of the model>, or take what fits: --ignore_init_mismatch true"
+        ) from error
+    if missing:
+        logging.warning(
+            f"--init_param {init_param}: {_some(missing)} of the model's weights are "
+            "not in it and stay as they are"
+        )
+
+
+def _starts_with(name: str, prefixes: str) -> bool:
+    """Whether a weight, by its name in any version, starts with one of `a,b,c`."""
+    names = [name, other_name(name) or name]
+    return bool(prefixes) and any(
+        n.startswith(tuple(prefixes.split(","))) for n in names
     )

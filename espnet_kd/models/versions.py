@@ -14,6 +14,7 @@ import importlib
 import inspect
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Container, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -97,15 +98,30 @@ def masks_conv_input() -> bool:
     return hasattr(ConvInput, "get_output_lengths")
 
 
+# ---------------------------------------------------------------------------- decoding
+
+
+def decodes_batches() -> bool:
+    """Whether `asr_inference` decodes several utterances at once."""
+    from espnet2.bin.asr_inference import Speech2Text
+
+    return hasattr(Speech2Text, "batch_decode")
+
+
 # ------------------------------------------------------------------ names of weights
 
 # Within a subsampling module, before 202609 and since: `out` was Sequential(Linear,
 # positional encoding). A quantised layer has other tensors than weight and bias.
-_RENAMED = (
-    (r"\.out\.0\.", ".out."),
-    (r"\.out\.1\.", ".pos_enc."),
-    (r"\.pos_enc\.", ".out.1."),
-    (r"\.out\.", ".out.0."),
+# `Conv2dSubsampling8` and the modules without positional encoding stayed as they were.
+_RENAMED_MODULES = re.compile(r"Conv(1dSubsampling[123]|2dSubsampling[126]?)")
+_RENAMED = tuple(
+    (re.compile(rf"(?<![^.]){re.escape(old)}(?![^.])"), new)
+    for old, new in (
+        ("out.0", "out"),
+        ("out.1", "pos_enc"),
+        ("pos_enc", "out.1"),
+        ("out", "out.0"),
+    )
 )
 
 
@@ -114,40 +130,55 @@ def other_name(name: str) -> str | None:
 
     "encoder.embed.out.0.weight" <-> "encoder.embed.out.weight"; None for a name that is
     the same in all versions. A layer of another module may happen to be called `out`:
-    only a model can tell.
+    only a model can tell, see `other_names`.
     """
     for pattern, replacement in _RENAMED:
-        renamed, count = re.subn(pattern, replacement, name, count=1)
+        renamed, count = pattern.subn(replacement, name, count=1)
         if count:
             return renamed
     return None
 
 
-def named_as(
-    wanted: Container[str], state: Mapping[str, Any], prefix: str = ""
-) -> dict[str, Any]:
+def named_as(wanted: Container[str], state: Mapping[str, Any]) -> dict[str, Any]:
     """A state_dict under the names that a model has in the installed version.
 
     A file may hold both names of a weight, as `espnet_kd.bin.export` writes it; the
     result holds one.
 
     Args:
-        wanted: the model's names.
+        wanted: the names of a model's state_dict, or of a part of it.
         state: of a file of any version.
-        prefix: put before the file's names to get the model's.
     """
-    named = {}
-    for name, value in state.items():
-        renamed = other_name(name)
-        if prefix + name in wanted or renamed is None or prefix + renamed not in wanted:
-            named[name] = value
-        else:
-            named.setdefault(renamed, value)
+    others = {name: other_name(name) for name in state if name not in wanted}
+    moved = {name: other for name, other in others.items() if other in wanted}
+    named = OrderedDict((n, value) for n, value in state.items() if n not in moved)
+    for name, other in moved.items():
+        named.setdefault(other, state[name])
+    # Versions of modules; quantised ones cannot be read without.
+    modules = getattr(state, "_metadata", None)
+    if modules is not None:
+        renamed = {other_name(path): modules[path] for path in modules if moved}
+        named._metadata = {**modules, **renamed}
     return named
 
 
+def other_names(model: nn.Module) -> dict[str, str]:
+    """Of a model's weights that ESPnet renamed: the name in the other versions."""
+    renamed = tuple(
+        f"{path}.{part}."
+        for path, module in model.named_modules()
+        if _is_renamed(type(module))
+        for part in ("out", "pos_enc")
+    )
+    return {
+        name: other_name(name)
+        for name in model.state_dict()
+        if renamed and name.startswith(renamed)
+    }
+
+
 def under_both_names(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's state_dict that every version reads: renamed weights stand in it twice.
+    """A model's state_dict that every version reads: it holds renamed weights twice.
 
     `torch.save` stores the values of such a weight once.
 
@@ -155,24 +186,14 @@ def under_both_names(model: nn.Module, state: Mapping[str, Any]) -> dict[str, An
         model: tells which weights belong to a subsampling module.
         state: its tensors under the names of the installed version.
     """
-    both = {}
-    renamed = tuple(
-        f"{path}.{part}."
-        for path, module in model.named_modules()
-        if _is_renamed(type(module))
-        for part in ("out", "pos_enc")
-    )
-    for name, value in state.items():
-        both[name] = value
-        if renamed and name.startswith(renamed):
-            both[other_name(name)] = value
-    return both
+    others = other_names(model)
+    return {**state, **{others[name]: state[name] for name in others}}
 
 
 def _is_renamed(kind: type) -> bool:
     """A subclass counts, say one with true lengths."""
     names = [each.__name__ for each in kind.__mro__]
-    return any(re.fullmatch(r"Conv[12]dSubsampling\d?", name) for name in names)
+    return any(_RENAMED_MODULES.fullmatch(name) for name in names)
 
 
 # ---------------------------------------------------------------- mutable defaults

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from espnet_kd.models.loading import read_weights
+
 # What ESPnet's modules store beside their parameters: the mel filters, the statistics
 # of GlobalMVN and of BatchNorm. They are kept on disk, but nothing learns them.
 _BUFFERS = re.compile(
@@ -47,23 +49,14 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: the file holds something else, say a trainer's ``checkpoint.pth``.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise _not_a_model(path) from error
-    if not isinstance(state, dict):
-        raise _not_a_model(path)
+    state = read_weights(path)
     tensors = {
         name: tensor
         for name, tensor in state.items()
-        if isinstance(tensor, torch.Tensor)
-        and tensor.is_floating_point()
-        and tensor.numel()
+        if tensor.is_floating_point() and tensor.numel()
     }
     if not tensors:
-        raise _not_a_model(path)
+        raise ValueError(f"{path}: it holds no floating point tensor")
     return tensors
 
 
@@ -83,10 +76,3 @@ def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
 def is_buffer(name: str) -> bool:
     """Whether a stored tensor is one that nothing learns."""
     return _BUFFERS.search(name) is not None
-
-
-def _not_a_model(path: str | Path) -> ValueError:
-    return ValueError(
-        f"{path}: not a model's state_dict. Give the file that is decoded with, "
-        "such as valid.loss.ave.pth or 12epoch.pth, not the trainer's checkpoint.pth."
-    )

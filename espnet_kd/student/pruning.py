@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espnet_kd.models.versions import named_as, other_names
 from espnet_kd.student.config import PruningConf
 from espnet_kd.student.sparsity import (
     PROJECTIONS,
@@ -112,12 +113,15 @@ class Pruner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where the checkpoint was pruned in another way."""
         now, there = asdict(self.conf), state["conf"]
+        pruned, remembered = (
+            named_as(self.weights, state[each]) for each in ("pruned", "remembered")
+        )
         differing = [
             f"{name}: {there.get(name)} there, {value} now"
             for name, value in now.items()
             if value != there.get(name)
         ]
-        if state["pruned"] and set(state["pruned"]) != set(self.weights):
+        if pruned and set(pruned) != set(self.weights):
             differing.append("its parameters, or which of them are trained")
         if differing:
             raise ValueError(
@@ -125,11 +129,11 @@ class Pruner:
                 f"{'; '.join(differing)}); resume with what it has, or begin a new "
                 "folder with --init_param"
             )
-        if not state["pruned"]:
+        if not pruned:
             return
         for name, weight in self.weights.items():
-            self.pruned[name] = state["pruned"][name].to(weight.device)
-        for name, values in state["remembered"].items():
+            self.pruned[name] = pruned[name].to(weight.device)
+        for name, values in remembered.items():
             value = self.weights[name].detach().clone()
             value[self.pruned[name]] = values.to(value)
             self.remembered[name] = value
@@ -168,15 +172,16 @@ def make_pruner(model: nn.Module, conf: PruningConf) -> Pruner:
 
 def _choose_parameters(model: nn.Module, conf: PruningConf) -> dict[str, nn.Parameter]:
     usual = prunable_weights(model)
+    renamed = other_names(model)
     named = {
         name: parameter
         for name, parameter in model.named_parameters()
         if not name.startswith(PROJECTIONS)
     }
     others = [name for name in named if name not in usual]
-    excluded = _matching(named, conf.exclude, "exclude")
-    chosen = _matching(usual, conf.parameters, "parameters")
-    chosen |= _matching(others, conf.others, "others")
+    excluded = _matching(named, conf.exclude, "exclude", renamed)
+    chosen = _matching(usual, conf.parameters, "parameters", renamed)
+    chosen |= _matching(others, conf.others, "others", renamed)
     return {
         name: parameter
         for name, parameter in named.items()
@@ -184,10 +189,18 @@ def _choose_parameters(model: nn.Module, conf: PruningConf) -> dict[str, nn.Para
     }
 
 
-def _matching(names: Any, patterns: tuple[str, ...], field: str) -> set[str]:
+def _matching(
+    names: Any, patterns: tuple[str, ...], field: str, renamed: Mapping[str, str]
+) -> set[str]:
+    """The names that patterns fit, in which a weight may have its name of any version
+    of ESPnet."""
     matching = set()
     for pattern in patterns:
-        found = {name for name in names if fnmatchcase(name, pattern)}
+        found = {
+            name
+            for name in names
+            if fnmatchcase(name, pattern) or fnmatchcase(renamed.get(name, ""), pattern)
+        }
         if not found:
             raise ValueError(
                 f"kd_conf.pruning.{field}: {pattern!r} fits none of the names, which "

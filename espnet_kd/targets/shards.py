@@ -26,7 +26,8 @@ from espnet_kd.targets.hypotheses import (
 )
 from espnet_kd.teacher.decoding import SearchResult
 
-Decoder = Callable[[np.ndarray], Sequence[SearchResult]]
+# Samples of utterances -> the n-best list of each.
+Decoder = Callable[[Sequence[np.ndarray]], Sequence[Sequence[SearchResult]]]
 
 
 def select_cuts(cuts: CutSet, key_file: str | Path | None) -> list[Cut]:
@@ -117,11 +118,11 @@ def to_hypotheses(
 
 
 def decode_cuts(
-    cuts: Sequence[Cut], decoder: Decoder, shard: str | Path
+    cuts: Sequence[Cut], decode: Decoder, shard: str | Path, batch_size: int = 1
 ) -> tuple[float, float]:
     """Decode the cuts that the shard does not hold yet and append them to it.
 
-    A line is on disk as soon as its utterance is done, in the order of `cuts`.
+    A line is on disk as soon as its batch is done, in the order of `cuts`.
 
     Returns:
         Seconds that were spent, and seconds for one second of audio (RTF).
@@ -133,19 +134,20 @@ def decode_cuts(
     waiting = [cut for cut in cuts if cut.id not in done]
     started, seconds = time.monotonic(), 0.0
     bar = tqdm(
-        waiting,
         initial=len(cuts) - len(waiting),
         total=len(cuts),
         unit="utt",
         desc=Path(shard).name,
         mininterval=0.1 if sys.stderr.isatty() else 30.0,  # a log is no terminal
     )
-    with SequentialJsonlWriter(str(shard), overwrite=False) as writer:
-        for cut in bar:
-            found = decoder(_load(cut))
-            hypotheses = to_hypotheses(found, reference_of(cut))
-            writer.write(with_hypotheses(cut, hypotheses), flush=True)
-            seconds += cut.duration
+    with SequentialJsonlWriter(str(shard), overwrite=False) as writer, bar:
+        for first in range(0, len(waiting), batch_size):
+            batch = waiting[first : first + batch_size]
+            for cut, found in zip(batch, decode([_load(cut) for cut in batch])):
+                hypotheses = to_hypotheses(found, reference_of(cut))
+                writer.write(with_hypotheses(cut, hypotheses), flush=True)
+                seconds += cut.duration
+                bar.update()
     spent = time.monotonic() - started
     return spent, spent / seconds if seconds else 0.0
 

@@ -15,7 +15,15 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet_kd import standin
 from espnet_kd.models.config import read_config, reads_audio, sampling_rate_of
 from espnet_kd.models.lengths import use_true_lengths
-from espnet_kd.models.loading import load_model, load_stock_model
+from espnet_kd.models.loading import (
+    load_model,
+    load_stock_model,
+    whole_init_params,
+)
+from espnet_kd.models.versions import (
+    clear_shared_defaults,
+    warn_of_untested_version,
+)
 from espnet_kd.student.config import InitConf, KDConf, parse_kd_conf
 from espnet_kd.student.growth.initialisation import init_from_teacher
 from espnet_kd.student.model import Student, check_weightable, make_student
@@ -66,6 +74,12 @@ class KDTaskMixin:
         return names if inference else (*names, "kd_weight")
 
     @classmethod
+    def main_worker(cls, args: argparse.Namespace) -> None:
+        """The stock one, which takes all that `--init_param` names."""
+        with whole_init_params():
+            super().main_worker(args)
+
+    @classmethod
     def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
         """The stock model, or a student around it when `kd_conf` lists losses or hidden
         layers or prunes, or the training data carry weights.
@@ -77,6 +91,8 @@ class KDTaskMixin:
             conf = parse_kd_conf(args.kd_conf or {})
             _check_options(args, conf)
         standin.install()
+        warn_of_untested_version()
+        clear_shared_defaults()
         model = super().build_model(args)
         if args.collect_stats:
             return model

@@ -1,11 +1,11 @@
-"""N-best decoding with ESPnet's own searches, one utterance at a time."""
+"""N-best decoding with ESPnet's own searches."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import yaml
@@ -18,7 +18,7 @@ from espnet_kd.models.config import (
     task_of,
 )
 from espnet_kd.models.loading import names_of_missing_files, whole_models
-from espnet_kd.models.versions import legacy
+from espnet_kd.models.versions import decodes_batches, installed_version, legacy
 
 INFERENCE = {
     "asr": "espnet2.bin.asr_inference",
@@ -32,7 +32,7 @@ SEARCH = {
     ),
 }
 # Keys that decode YAMLs hold for the job rather than for the search.
-JOB_KEYS = ("ngpu", "seed", "num_workers", "log_level", "batch_size")
+JOB_KEYS = ("ngpu", "seed", "num_workers", "log_level")
 # Keys that the teacher stage sets itself from its own options.
 OWN_KEYS = (
     "asr_train_config",
@@ -42,6 +42,9 @@ OWN_KEYS = (
     "ngram_file",
     "device",
 )
+# Shorter utterances are decoded alone: in a batch, what is too short for an encoder's
+# subsampling (at most 15 frames) would not be noticed.
+SECONDS_IN_BATCH = 0.5
 # Keys whose searches return something other than the n-best list of one speaker.
 NOT_NBEST_KEYS = ("enh_s2t_task", "multi_asr", "streaming")
 
@@ -95,7 +98,8 @@ def read_options(
 
     Raises:
         FileNotFoundError: no such YAML.
-        ValueError: the YAML is no mapping, or asks for batched search.
+        ValueError: the YAML is no mapping, or its `batch_size` asks for batches that
+            the searches of this task or this version of ESPnet cannot decode.
     """
     options: dict[str, Any] = {}
     if inference_config is not None:
@@ -108,12 +112,12 @@ def read_options(
         options = yaml.safe_load(text) or {}
         if not isinstance(options, dict):
             raise ValueError(f"{inference_config}: not a list of `key: value`")
-    if options.get("batch_size", 1) > 1:
-        raise ValueError(
-            f"{inference_config}: batch_size={options['batch_size']}: ESPnet's "
-            "searches take one utterance at a time; set it to 1 or leave it out"
-        )
+    batch_size = options.pop("batch_size", None) or 1
+    if batch_size > 1:
+        _check_batches(f"{inference_config}: batch_size={batch_size}", config, task)
     options = {key: value for key, value in options.items() if key not in JOB_KEYS}
+    if batch_size > 1:
+        options["batch_size"] = batch_size
 
     search_key = SEARCH[task][0]
     search = dict(options.get(search_key) or {})
@@ -125,6 +129,19 @@ def read_options(
     if search:
         options[search_key] = search
     return options
+
+
+def _check_batches(where: str, config: Mapping[str, Any], task: TaskName) -> None:
+    if task == "asr_transducer" or config.get("decoder") == "transducer":
+        reason = "ESPnet's searches of a transducer take"
+    elif not decodes_batches():
+        reason = f"ESPnet {installed_version()} takes"
+    else:
+        return
+    raise ValueError(
+        f"{where}: {reason} one utterance at a time (batches: 202610 and later, "
+        "attention and CTC); set it to 1 or leave it out"
+    )
 
 
 class TeacherDecoder:
@@ -173,14 +190,22 @@ class TeacherDecoder:
                 f"ngram_file={ngram_file}: the searches of task asr_transducer take no "
                 "n-gram; use a neural LM (lm_file) or a teacher of task asr"
             )
-        with whole_models(), names_of_missing_files(config):
-            self.speech2text = speech2text(
-                asr_train_config=str(config),
-                asr_model_file=str(model_file),
-                device=device,
-                **models,
-                **options,
-            )
+        self.batch_size = options.get("batch_size", 1)
+        try:
+            with whole_models(), names_of_missing_files(config):
+                self.speech2text = speech2text(
+                    asr_train_config=str(config),
+                    asr_model_file=str(model_file),
+                    device=device,
+                    **models,
+                    **options,
+                )
+        except NotImplementedError as error:  # a search that takes no batches
+            raise ValueError(f"inference_config: {error}") from error
+        if self.batch_size > 1:
+            from espnet_kd.models.lengths import use_true_lengths
+
+            use_true_lengths(self.speech2text.asr_model)
         if self.speech2text.tokenizer is None:
             raise ValueError(
                 f"{config}: token_type or bpemodel is not set, so token ids cannot be "
@@ -193,6 +218,7 @@ class TeacherDecoder:
         subsampling = legacy("nets.pytorch_backend.transformer.subsampling")
         self.too_short = (subsampling.TooShortUttError, TooShortUttError)
         self.min_samples = _padding(read_config(config)) + 1
+        self.sampling_rate = sampling_rate_of(read_config(config))
 
     def __call__(self, samples: np.ndarray) -> list[SearchResult]:
         """Decode one utterance of float32 samples (N,), full scale 1.0.
@@ -203,22 +229,50 @@ class TeacherDecoder:
         """
         if len(samples) < self.min_samples:
             return []
-        if self.preprocess is not None:  # volume normalisation, where it was trained so
-            samples = self.preprocess("utterance", {"speech": samples})["speech"]
         try:
-            found = self.speech2text(samples)
+            found = self.speech2text(self._prepared(samples))
         except self.too_short:
             return []
         if isinstance(found, tuple):  # intermediate CTC outputs come along
             found = found[0]
         if self.task == "asr_transducer":
             found = self.speech2text.hypotheses_to_results(found)
-        return merge_duplicates(
-            [
-                SearchResult(text, list(ids), float(hyp.score), _lm_score(hyp))
-                for text, _, ids, hyp in found
-            ]
-        )
+        return _to_results(found)
+
+    def decode(self, utterances: Sequence[np.ndarray]) -> list[list[SearchResult]]:
+        """Decode utterances, in one batch where `batch_size` was asked for.
+
+        Returns:
+            As calls for each of them would, up to rounding.
+        """
+        shortest = SECONDS_IN_BATCH * self.sampling_rate
+        together = [n for n, each in enumerate(utterances) if len(each) >= shortest]
+        if self.batch_size == 1 or len(together) == 1:
+            together = []
+        results = {}
+        if together:
+            batch = [self._prepared(utterances[n]) for n in together]
+            found = self.speech2text.batch_decode(batch)
+            results = dict(zip(together, map(_to_results, found)))
+        return [
+            results[n] if n in results else self(samples)
+            for n, samples in enumerate(utterances)
+        ]
+
+    def _prepared(self, samples: np.ndarray) -> np.ndarray:
+        if self.preprocess is None:
+            return samples
+        # Volume normalisation, where it was trained so.
+        return self.preprocess("utterance", {"speech": samples})["speech"]
+
+
+def _to_results(found: Sequence[tuple]) -> list[SearchResult]:
+    return merge_duplicates(
+        [
+            SearchResult(text, list(ids), float(hyp.score), _lm_score(hyp))
+            for text, _, ids, hyp in found
+        ]
+    )
 
 
 def check_options(options: Mapping[str, Any], task: TaskName) -> None:

@@ -72,12 +72,13 @@ def shard(data, tmp_path_factory) -> Path:
     """Hypotheses as teacher decoding writes them; the texts are made up."""
     path = tmp_path_factory.mktemp("decoded") / "hypotheses.1.jsonl"
 
-    def search(samples: np.ndarray) -> list[SearchResult]:
+    def search(utterances: list[np.ndarray]) -> list[list[SearchResult]]:
         scores = -13.482918 - 1.7182818 * np.arange(NBEST)
-        return [
+        nbest = [
             SearchResult(f"{TEXT[:-1]}{n}", TOKENS, s, None)
             for n, s in enumerate(scores)
         ]
+        return [nbest for _ in utterances]
 
     decode_cuts(list(cuts_from_kaldi(data)), search, path)
     return path

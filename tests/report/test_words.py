@@ -24,6 +24,7 @@ def test_symbols_are_whole_words(tmp_path: Path):
 
 def test_cleaning_comes_first():
     """ESPnet's cleaner "tacotron" writes capitals and numbers as capital words."""
+    pytest.importorskip("tacotron_cleaner")
     scored = scored_words({"a": "mr. x uh 2"}, "tacotron", frozenset({"UH"}))
     assert scored == {"a": "MISTER X TWO"}
 

@@ -52,6 +52,19 @@ CONFIGS = {
         joint_network_conf=dict(joint_space_size=16),
     ),
 }
+KINDS = tuple(CONFIGS)
+# Its feed-forward layers are convolutions.
+CONFIGS["convolving"] = dict(
+    CONFIGS["attention"],
+    encoder="conformer",
+    encoder_conf=dict(
+        CONFIGS["attention"]["encoder_conf"],
+        cnn_module_kernel=7,
+        macaron_style=True,
+        rel_pos_type="latest",
+        positionwise_layer_type="conv1d",
+    ),
+)
 
 
 class Model(NamedTuple):
@@ -111,7 +124,7 @@ def write_data(folder: Path, seconds: dict[str, float], texts: dict[str, str]) -
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     """One tiny teacher of each kind."""
     root = tmp_path_factory.mktemp("models")
-    return {kind: write_model(root / kind, kind) for kind in CONFIGS}
+    return {kind: write_model(root / kind, kind) for kind in KINDS}
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import yaml
 from espnet_kd.bin import teacher_decode
 from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.models.config import read_config, task_of
+from espnet_kd.models.versions import decodes_batches, installed_version
 from espnet_kd.targets import fingerprint as fp
 from espnet_kd.targets.hypotheses import Hypothesis, hypotheses_of, read_cuts
 from espnet_kd.targets.shards import (
@@ -35,6 +36,7 @@ from espnet_kd.teacher.decoding import (
     read_options,
     sampling_rate,
 )
+from tests.teacher.conftest import write_model
 
 KINDS = ["attention", "transducer", "asr_transducer"]
 BEAM = {"beam_size": 4}
@@ -58,10 +60,11 @@ def stock_nbest(kind, model, samples, nbest, **lm):
     return [(text, ids, hyp) for text, _, ids, hyp in found]
 
 
-def decode(tmp_path, data_dir, model, *more, out="out.jsonl"):
+def decode(tmp_path, data_dir, model, *more, out="out.jsonl", batch=1):
     """Run the command in this process; returns the shard."""
     config = tmp_path / "decode.yaml"
-    config.write_text(yaml.safe_dump(BEAM), encoding="utf-8")
+    options = dict(BEAM, batch_size=batch)
+    config.write_text(yaml.safe_dump(options), encoding="utf-8")
     shard = tmp_path / out
     teacher_decode.main(
         f"--data_dir {data_dir} --teacher_config {model.config} "
@@ -208,6 +211,71 @@ def test_kill_and_resume_gives_the_same_file(models, data_dir, tmp_path, monkeyp
     assert killed.stat().st_mtime_ns == before
 
 
+@pytest.fixture
+def batches() -> None:
+    if not decodes_batches():
+        pytest.skip(f"ESPnet {installed_version()} decodes no batches")
+
+
+@pytest.mark.usefixtures("batches")
+@pytest.mark.parametrize("kind", ["attention", "convolving"])
+def test_batches_are_decoded_as_single_utterances(
+    kind, models, data_dir, tmp_path, capsys
+):
+    """All of one length but one, short ones among them, and more than one batch."""
+    model = models["attention"]
+    if kind == "convolving":  # ESPnet lets it read padding
+        model = write_model(tmp_path / "model", kind)
+    alone = decode(tmp_path, data_dir, model, "--nbest", 4)
+    together = tmp_path / "together.jsonl"
+    for size in (4, 50):
+        together.unlink(missing_ok=True)
+        fp.fingerprint_path(together).unlink(missing_ok=True)
+        decode(tmp_path, data_dir, model, "--nbest", 4, out=together.name, batch=size)
+        for one, other in zip(read_cuts(alone), read_cuts(together), strict=True):
+            assert one.id == other.id
+            lists = hypotheses_of(one), hypotheses_of(other)
+            texts, scores, ids = (
+                [[getattr(h, field) for h in each] for each in lists]
+                for field in ("text", "score", "token_ids")
+            )
+            assert texts[0] == texts[1] and ids[0] == ids[1]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+        assert "1 without hypothesis" in capsys.readouterr().out.splitlines()[-1]
+
+    # A job goes on with another batch_size where it stopped.
+    content = together.read_bytes()
+    together.write_bytes(b"".join(content.splitlines(True)[:3])[:-5])
+    decode(tmp_path, data_dir, model, "--nbest", 4, out=together.name, batch=2)
+    assert [c.id for c in read_cuts(together)] == [c.id for c in read_cuts(alone)]
+
+
+@pytest.mark.usefixtures("batches")
+def test_too_short_an_utterance_does_not_take_the_batch_down(models):
+    """0.05 s have the samples of a frame, but not the frames of the subsampling."""
+    model = models["attention"]
+    decoder = TeacherDecoder(*model, dict(BEAM, nbest=2, batch_size=8))
+    rng = np.random.default_rng(2)
+    seconds = [0.6, 0.05, 0.9, 0.0, 0.55, 0.3]
+    waves = [
+        0.1 * rng.standard_normal(int(16000 * s)).astype(np.float32) for s in seconds
+    ]
+    found = decoder.decode(waves)
+    assert [len(each) for each in found] == [2, 0, 2, 0, 2, 2]
+    for results, samples in zip(found, waves):
+        single = decoder(samples)
+        assert [r.token_ids for r in results] == [r.token_ids for r in single]
+    assert decoder.decode([]) == []
+
+
+@pytest.mark.usefixtures("batches")
+def test_searches_that_take_no_batches_say_so(models):
+    options = dict(BEAM, time_sync=True, batch_size=2)
+    said = "inference_config: BeamSearchTimeSync with batching is not yet supported"
+    with pytest.raises(ValueError, match=said):
+        TeacherDecoder(*models["attention"], options)
+
+
 def test_another_fingerprint_is_refused(models, data_dir, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("spk0-utt0\n")
@@ -270,8 +338,18 @@ def test_options(models, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_options(attention, "asr", tmp_path / "absent.yaml")
     path.write_text("batch_size: 8\n")
-    with pytest.raises(ValueError, match="batch_size=8"):
-        read_options(attention, "asr", path)
+    said = (
+        r"decode.yaml: batch_size=8: ESPnet.* one utterance at a time \(batches: 202610"
+    )
+    with pytest.raises(ValueError, match=said):
+        read_options(transducer, "asr", path)
+    with pytest.raises(ValueError, match=said):
+        read_options({}, "asr_transducer", path)
+    if not decodes_batches():
+        with pytest.raises(ValueError, match=f"ESPnet {installed_version()} takes"):
+            read_options(attention, "asr", path)
+    else:
+        assert read_options(attention, "asr", path) == {"batch_size": 8, "nbest": 1}
 
     check_options({"beam_size": 1, "ctc_weight": 0.3}, "asr")
     with pytest.raises(
