@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.ao.nn.quantized import dynamic
 
 from espnet_kd import standin
 from espnet_kd.data.files import write_whole
-from espnet_kd.export.formats import compressed_names, form_of, load_compressed
+from espnet_kd.export.formats import compressed_names, load_compressed
+from espnet_kd.export.names import form_of
 from espnet_kd.models.config import task_of
 from espnet_kd.models.loading import names_of_missing_files, whole_models
 from espnet_kd.models.versions import named_as
@@ -123,17 +123,19 @@ class CSRLinear(torch.nn.Linear):
         return output.t().contiguous().view(shape)
 
 
-class VectorLinear(dynamic.Linear):
-    """A quantised linear layer that takes a vector, too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (in,) or (..., in)."""
-        return super().forward(x) if x.dim() > 1 else super().forward(x[None])[0]
-
-
 def _take_vectors(model: torch.nn.Module) -> None:
     """Most searches of a transducer of task `asr` give vectors to its joint network,
     which torch's quantised layers refuse (stock inference stops with an error)."""
+    # torch says that it will remove this package; only int8 needs it.
+    from torch.ao.nn.quantized import dynamic
+
+    class VectorLinear(dynamic.Linear):
+        """A quantised linear layer that takes a vector, too."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            """x (in,) or (..., in)."""
+            return super().forward(x) if x.dim() > 1 else super().forward(x[None])[0]
+
     for module in model.modules():
         if type(module) is dynamic.Linear:
             module.__class__ = VectorLinear
