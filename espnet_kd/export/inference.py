@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
     if form == "dense":
         return _stock(config, file, **options)
     if form == "int8":
-        speech2text = _stock(config, None, **{**options, **INT8})
+        with _quiet():
+            speech2text = _stock(config, None, **{**options, **INT8})
         model = speech2text.asr_model
         model.load_state_dict(named_as(model.state_dict().keys(), _read_int8(file)))
         _take_vectors(model)
@@ -72,9 +74,24 @@ def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> N
     """Write the state_dict of the model as ESPnet's `--quantize_asr_model true
     --quantize_modules Linear LSTM` makes it: int8 weights of linear and LSTM layers,
     one scale a weight; activations are quantised while it runs."""
-    state = _stock(config, model_file, **INT8).asr_model.state_dict()
-    content = {"format": "int8", "state_dict": state}
-    write_whole(path, lambda part: torch.save(content, part))
+    with _quiet():
+        state = _stock(config, model_file, **INT8).asr_model.state_dict()
+        content = {"format": "int8", "state_dict": state}
+        write_whole(path, lambda part: torch.save(content, part))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings that quantised tensors will be removed: it is ESPnet that
+    asks for them and torch's own code that meets them."""
+    with warnings.catch_warnings():
+        for what in (
+            "torch.ao.quantization is",
+            "torch.quantize_per",
+            "TypedStorage is",
+        ):
+            warnings.filterwarnings("ignore", what)
+        yield
 
 
 def _stock(config: str | Path, model_file: str | Path | None, **options: Any) -> Any:
@@ -91,7 +108,8 @@ def _stock(config: str | Path, model_file: str | Path | None, **options: Any) ->
 def _read_int8(path: str | Path) -> dict:
     # Quantised LSTM weights are objects of torch, which weights_only does not read.
     has_option = torch.__version__ >= "2"
-    content = torch.load(path, **(dict(weights_only=False) if has_option else {}))
+    with _quiet():
+        content = torch.load(path, **(dict(weights_only=False) if has_option else {}))
     if not (isinstance(content, dict) and content.get("format") == "int8"):
         raise ValueError(
             f"{path}: not a quantised model; give an .int8.pth file that "
