@@ -82,8 +82,8 @@ def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> N
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings that quantised tensors will be removed: it is ESPnet that
-    asks for them and torch's own code that meets them."""
+    """Without torch's warnings that quantised tensors will be removed: it is ESPnet
+    that asks for them and torch's own code that meets them."""
     with warnings.catch_warnings():
         for what in (
             "torch.ao.quantization is",
