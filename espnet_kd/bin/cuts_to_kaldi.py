@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from lhotse import CutSet
-
 from espnet_kd.data.kaldi import cuts_to_kaldi
 from espnet_kd.data.validate import listing, validate_cuts
 
@@ -39,6 +37,8 @@ def main(cmd: list[str] | None = None) -> None:
     args = get_parser().parse_args(cmd)
     if not args.cuts_file.is_file():
         sys.exit(f"--cuts_file {args.cuts_file}: no such file. Make it: kaldi_to_cuts.")
+    from lhotse import CutSet  # slow to import
+
     cuts = CutSet.from_jsonl_lazy(args.cuts_file)
     problems = validate_cuts(cuts, check_audio=args.check_audio == "true")
     if problems:

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from espnet_kd.bin.teacher_decode import positive
 from espnet_kd.data.files import write_whole
-from espnet_kd.export.folder import RECORD, TABLE, export_folder
-from espnet_kd.export.formats import INFIXES
-from espnet_kd.export.measure import measure_forms, table
+from espnet_kd.export.names import INFIXES, RECORD, TABLE
 from espnet_kd.targets.fingerprint import write_json
 
 
@@ -79,6 +77,9 @@ def main(cmd: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the folder, then its table."""
+    from espnet_kd.export.folder import export_folder  # torch is slow to import
+    from espnet_kd.export.measure import measure_forms, table
+
     forms = list(dict.fromkeys(args.formats))
     record = export_folder(
         args.exp,

@@ -10,12 +10,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from espnet_kd.data.files import write_whole
+from espnet_kd.report.costs import ModelSize, Weights
 from espnet_kd.report.curves import Curve, plot_curves
 from espnet_kd.report.layers import layer_table
 from espnet_kd.report.render import as_json, markdown, plot
 from espnet_kd.report.scoring import ScoredSet, read_text, score
-from espnet_kd.report.size import read_tensors, size_of
-from espnet_kd.report.sparsity import Weights, model_weights, stored_weights
 from espnet_kd.report.summary import Roles, System, summarise
 
 
@@ -112,11 +111,7 @@ def report(args: argparse.Namespace) -> None:
         if name not in names:
             raise ValueError(f"--model {name} {path}: there is no --hyp {name}")
     curves = _curves(args)
-    sizes, is_sparse = {}, False
-    for name, path in args.model:
-        tensors = read_tensors(path)
-        sizes[name] = size_of(tensors)
-        is_sparse |= stored_weights(tensors).is_sparse
+    sizes, is_sparse = _sizes(dict(args.model)) if args.model else ({}, False)
     systems = []
     for name, *paths in args.hyp:
         if not paths:
@@ -166,7 +161,22 @@ def _curves(args: argparse.Namespace) -> list[Curve]:
     return [Curve(label, names) for label, *names in args.curve]
 
 
+def _sizes(models: dict[str, str]) -> tuple[dict[str, ModelSize], bool]:
+    """The size of each model, and whether one of them is sparse."""
+    from espnet_kd.report.size import read_tensors, size_of
+    from espnet_kd.report.sparsity import stored_weights
+
+    sizes, is_sparse = {}, False
+    for name, path in models.items():
+        tensors = read_tensors(path)
+        sizes[name] = size_of(tensors)
+        is_sparse |= stored_weights(tensors).is_sparse
+    return sizes, is_sparse
+
+
 def _weights(models: dict[str, str]) -> dict[str, Weights]:
+    from espnet_kd.report.sparsity import model_weights
+
     bar = tqdm(models.items(), "multiply-adds", unit="model", disable=None)
     return {name: model_weights(path) for name, path in bar}
 

@@ -8,9 +8,6 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import sentencepiece
-from espnet2.bin.tokenize_text import main as tokenize_text
-
 
 def sentences(text: Path) -> list[str]:
     """The transcripts of a Kaldi `text` file."""
@@ -26,6 +23,8 @@ def train_word_pieces(
     Raises:
         ValueError: the text does not allow that many pieces.
     """
+    import sentencepiece
+
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences(text)),
@@ -48,6 +47,8 @@ def pieces(vocab: Path) -> list[str]:
 
 def characters(text: Path, folder: Path, symbols: str, cleaner: str) -> list[str]:
     """The characters of a text by falling count, as ESPnet's tokenizer splits it."""
+    from espnet2.bin.tokenize_text import main as tokenize_text
+
     output = folder / "characters"
     options = dict(
         token_type="char",

@@ -3,15 +3,19 @@
 An entry is a file, a shell command that ends in "|", or a place in a Kaldi archive.
 """
 
+from __future__ import annotations
+
 import io
 import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import soundfile
-from lhotse.audio import AudioSource
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse.audio import AudioSource
 
 PATHS = "Relative paths hold from the recipe folder: run there, or repair wav.scp."
 
@@ -75,6 +79,8 @@ def audio_source(location: str) -> AudioSource:
     Raises:
         AudioError: where the entry is empty or its archive holds no audio there.
     """
+    from lhotse.audio import AudioSource
+
     if not location:
         raise AudioError("nothing after the id", "Add the audio or remove the line.")
     if location.endswith("|"):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
+from typing import TYPE_CHECKING
 
 from espnet_kd.data.files import write_whole
 from espnet_kd.data.kaldi import cuts_to_kaldi
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import MonoCut, RecordingSet, SupervisionSet
 
 
 def write_set(
@@ -74,6 +76,8 @@ def utterances(
     recordings: RecordingSet, supervisions: SupervisionSet
 ) -> Iterator[MonoCut]:
     """A cut for each supervision, of its id and its stretch of the recording."""
+    from lhotse import CutSet
+
     cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
     for cut in cuts.trim_to_supervisions(keep_overlapping=False):
         yield cut.with_id(cut.supervisions[0].id)

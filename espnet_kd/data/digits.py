@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from scipy.signal import resample
 
 from espnet_kd.data import noise
 from espnet_kd.data.sets import PARTS, Utterance
@@ -95,6 +94,8 @@ def utterances(
     seed: int = 0,
 ) -> Iterator[Utterance]:
     """Make the utterances of a part; each depends on the seed and its number only."""
+    from scipy.signal import resample  # SciPy is slow to import
+
     speakers = sorted(recordings)
     everything = [r for s in speakers for digit in recordings[s] for r in digit]
     for index in range(number):

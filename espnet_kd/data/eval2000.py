@@ -22,9 +22,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+from typing import TYPE_CHECKING, NamedTuple
 
 from espnet_kd.data.telephone import (
     files_below,
@@ -33,6 +31,9 @@ from espnet_kd.data.telephone import (
     require_sides,
     utterance_id,
 )
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import RecordingSet, SupervisionSet
 
 CALLS = 40  # 80 sides, as Kaldi's eval2000_data_prep.sh counts them
 PEM = "hub5e_00.pem"
@@ -150,6 +151,8 @@ def prepare_eval2000(
         ValueError: another number of calls than the set has (unless `partial`), and
             where pem and stm do not have the same segments.
     """
+    from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+
     pem, stm = _find(audio_dir, PEM), _find(transcripts_dir, STM)
     glm = _find(transcripts_dir, GLM)
     calls = find_calls(pem.parent, *(f"{begin}*.sph" for begin in SUBSETS.values()))

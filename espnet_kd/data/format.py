@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import soundfile
-from lhotse import CutSet, MonoCut, Recording
-from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from espnet_kd.data.kaldi import cuts_from_kaldi, cuts_to_kaldi
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import CutSet, MonoCut
 
 
 def format_data(
@@ -42,6 +44,8 @@ def format_data(
 
 
 def _at_speed(cuts: CutSet, factor: float, rate: int) -> Iterator[MonoCut]:
+    from lhotse.utils import fastcopy
+
     for cut in cuts:
         cut = cut.resample(rate)
         if factor != 1:
@@ -91,6 +95,9 @@ def _is_current(path: Path, cut: MonoCut, since: int) -> bool:
 
 
 def _on_file(cut: MonoCut, path: Path) -> MonoCut:
+    from lhotse import Recording
+    from lhotse.utils import fastcopy
+
     recording = Recording.from_file(path, recording_id=cut.id)
     segment = fastcopy(
         cut.supervisions[0],

@@ -13,17 +13,19 @@ and utterance share their id. Paths stay as they are written, so relative ones h
 from the recipe folder.
 """
 
+from __future__ import annotations
+
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-from lhotse.utils import compute_num_samples
+from typing import TYPE_CHECKING, Any
 
 from espnet_kd.data.audio import AudioError, audio_source, entry, read_header
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import CutSet, MonoCut, Recording
 
 PathLike = str | Path
 
@@ -100,6 +102,8 @@ def cuts_from_kaldi(data_dir: PathLike, sampling_rate: int | None = None) -> Cut
             where a header is needed but the audio is missing, unreadable or of several
             channels.
     """
+    from lhotse import CutSet
+
     data_dir = Path(data_dir)
     if not (data_dir / "wav.scp").is_file():
         raise FileNotFoundError(
@@ -117,6 +121,8 @@ class _KaldiCuts:
         self.sampling_rate = sampling_rate
 
     def __iter__(self) -> Iterator[MonoCut]:
+        from lhotse import MonoCut, SupervisionSegment
+
         texts = _Table(self.data_dir / "text")
         speakers = _Table(self.data_dir / "utt2spk")
         previous = None
@@ -194,6 +200,8 @@ class _Lengths:
 
     def recording(self, recording_id: str, location: str) -> Recording:
         """Make the recording of a line of wav.scp; opens no audio where it can."""
+        from lhotse import Recording
+
         try:
             source = audio_source(location)
             rate, num_samples = self._length(recording_id, location)
@@ -210,6 +218,8 @@ class _Lengths:
 
     def _length(self, recording_id: str, location: str) -> tuple[int, int]:
         """(sampling rate in Hz, number of samples) of a recording."""
+        from lhotse.utils import compute_num_samples
+
         num_samples = _number(self.samples, recording_id, int)
         seconds = _number(self.durations, recording_id, float)
         if num_samples is None and seconds is None:

@@ -16,16 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from lhotse import RecordingSet, SupervisionSet
-from lhotse.audio.utils import AudioLoadingError
-from lhotse.recipes import prepare_librispeech
-from lhotse.recipes.utils import read_manifests_if_cached
-from lhotse.utils import fastcopy
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from espnet_kd.data.corpus import write_set
 from espnet_kd.data.kaldi import write_table
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import RecordingSet, SupervisionSet
 
 # Utterances of each part, the folders of the corpus.
 PARTS = {
@@ -66,6 +63,9 @@ def write_sets(
         ValueError: where no set has all parts, or a set has not as many utterances as
             the corpus.
     """
+    from lhotse import RecordingSet, SupervisionSet
+    from lhotse.utils import fastcopy
+
     names = [name for name, members in SETS.items() if parts.keys() >= set(members)]
     if not names:
         wanted = ", ".join(f"{name}: {' '.join(SETS[name])}" for name in SETS)
@@ -125,6 +125,9 @@ def read_corpus(
 
 
 def _read_part(corpus_dir: Path, name: str, num_jobs: int) -> Part:
+    from lhotse.audio.utils import AudioLoadingError
+    from lhotse.recipes import prepare_librispeech
+
     try:
         manifests = prepare_librispeech(
             corpus_dir, dataset_parts=name, num_jobs=num_jobs
@@ -143,6 +146,8 @@ def read_manifests(manifest_dir: Path, names: Sequence[str]) -> dict[str, Part]:
     Raises:
         FileNotFoundError: where a manifest is not there, or the audio that it names.
     """
+    from lhotse.recipes.utils import read_manifests_if_cached
+
     manifests = read_manifests_if_cached(names, manifest_dir, prefix="librispeech")
     for name in names:
         for kind in Part._fields:

@@ -7,8 +7,6 @@ the random generator that it draws from, so that a seed decides everything.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.linalg import solve_toeplitz
-from scipy.signal import lfilter
 
 # How often each kind of noise is drawn; babble is the hardest and comes most often.
 KINDS = {"babble": 0.34, "speech_shaped": 0.33, "pink": 0.20, "white": 0.13}
@@ -51,6 +49,9 @@ def speech_shaped(
     rng: np.random.Generator, num_samples: int, recording: np.ndarray
 ) -> np.ndarray:
     """White noise through the LPC envelope of a recording."""
+    from scipy.linalg import solve_toeplitz  # SciPy is slow to import
+    from scipy.signal import lfilter
+
     lags = [
         np.dot(recording[: len(recording) - lag], recording[lag:])
         for lag in range(LPC_ORDER + 1)

@@ -9,21 +9,23 @@
 The teacher never hears the unlabelled pool before it labels it.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import soundfile
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-from lhotse.audio import AudioSource
-from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from espnet_kd.data.kaldi import cuts_to_kaldi, write_table
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import MonoCut
 
 LEVEL = 0.05  # RMS of every utterance, full scale 1.0
 PARTS = ("labelled", "unlabelled", "valid", "test")
@@ -57,6 +59,8 @@ def write_sets(
         num_labelled: how many utterances of the labelled pool the students see.
         sampling_rate: in Hz.
     """
+    from lhotse import CutSet
+
     cuts: dict[str, list[MonoCut]] = {}
     for name in PARTS:
         bar = tqdm(parts[name], desc=name, total=sizes[name], disable=None)
@@ -107,6 +111,9 @@ def levelled(samples: np.ndarray) -> np.ndarray:
 
 
 def _cut(utterance: Utterance, path: Path, num_samples: int, rate: int) -> MonoCut:
+    from lhotse import MonoCut, Recording, SupervisionSegment
+    from lhotse.audio import AudioSource
+
     recording = Recording(
         id=utterance.id,
         sources=[AudioSource("file", channels=[0], source=str(path))],
@@ -134,6 +141,8 @@ def _cut(utterance: Utterance, path: Path, num_samples: int, rate: int) -> MonoC
 
 
 def _without_text(cut: MonoCut) -> MonoCut:
+    from lhotse.utils import fastcopy
+
     return cut.map_supervisions(lambda segment: fastcopy(segment, text=None))
 
 

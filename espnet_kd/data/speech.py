@@ -11,7 +11,6 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from espnet_kd.data import espeak, noise
 from espnet_kd.data.sets import PARTS, Utterance
@@ -130,5 +129,7 @@ def utterances(
 
 
 def _say(synthesiser: espeak.Espeak, speaker: Speaker, text: str) -> np.ndarray:
+    from scipy.signal import resample_poly  # SciPy is slow to import
+
     samples = synthesiser.say(text, speaker.voice, speaker.pitch, speaker.rate)
     return resample_poly(samples, RATE, espeak.RATE)

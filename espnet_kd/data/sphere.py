@@ -10,10 +10,11 @@ from __future__ import annotations
 import shlex
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lhotse import Recording  # its import puts its own tools' folder on PATH
-from lhotse.audio import AudioSource
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import Recording
+    from lhotse.audio import AudioSource
 
 MAGIC = b"NIST_1A\n"
 
@@ -97,6 +98,8 @@ def sph2pipe() -> str:
     Raises:
         FileNotFoundError: where there is none.
     """
+    import lhotse  # noqa: F401 - puts its own tools' folder on PATH
+
     program = shutil.which("sph2pipe")
     if program is None:
         raise FileNotFoundError(
@@ -124,6 +127,8 @@ def source(path: str | Path, channel: int = 0) -> AudioSource:
 
 
 def _source(path: Path, header: Header, channel: int) -> AudioSource:
+    from lhotse.audio import AudioSource
+
     if not 0 <= channel < header.channel_count:
         raise ValueError(
             f"{path}: no channel {channel} (channel_count is {header.channel_count}, "
@@ -141,6 +146,8 @@ def recording(path: str | Path, recording_id: str, channel: int = 0) -> Recordin
     Its only channel is 0 whatever `channel` of the file it is, as `cuts_to_kaldi`
     wants. Raises as `source`.
     """
+    from lhotse import Recording
+
     header = read_header(path)
     return Recording(
         id=recording_id,

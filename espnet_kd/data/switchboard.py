@@ -21,10 +21,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse.recipes.switchboard import make_segments
-from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from espnet_kd.data.switchboard_text import DICTIONARY, normalize, read_acronyms
@@ -37,6 +35,11 @@ from espnet_kd.data.telephone import (
     utterance_id,
 )
 
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+
+    Manifests = dict[str, RecordingSet | SupervisionSet]
+
 FILES = "sw0*.sph"
 # Kaldi's swbd1_data_prep.sh: copies of LDC97S62 differ by three calls.
 CALLS = (2435, 2438)
@@ -44,8 +47,6 @@ DEV_SIZE = 4000
 REPEATS = 300
 # Kaldi's utils/data/remove_dup_utts.sh draws with this generator: the same utterances.
 STEP, MODULUS = 103349, 71147
-
-Manifests = dict[str, RecordingSet | SupervisionSet]
 
 
 def prepare_switchboard(
@@ -130,6 +131,8 @@ def _supervisions(
     transcripts: dict[str, Path], sides: RecordingSet, acronyms: dict[str, str]
 ) -> Iterator[SupervisionSegment]:
     """The utterances that hold a word or a noise and whose side has audio."""
+    from lhotse.recipes.switchboard import make_segments
+
     known = {side.id: side for side in sides}
     bar = tqdm(transcripts.items(), desc="transcripts", unit="side", disable=None)
     for name, path in bar:
@@ -146,6 +149,8 @@ def _utterance(
     segment: SupervisionSegment, duration: float, text: str, path: Path
 ) -> SupervisionSegment:
     """A segment of a transcript with Kaldi's id, its times in 10 ms as the id has."""
+    from lhotse.utils import fastcopy
+
     if segment.start >= duration:
         raise ValueError(
             f"{path}: {segment.id} begins at {segment.start} s, its side has only "
@@ -183,6 +188,8 @@ def limit_repeats(
 
 
 def _manifests(segments: list[SupervisionSegment], sides: RecordingSet) -> Manifests:
+    from lhotse import RecordingSet, SupervisionSet
+
     wanted = {segment.recording_id for segment in segments}
     return {
         "recordings": RecordingSet.from_recordings(s for s in sides if s.id in wanted),

@@ -16,15 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
-from lhotse import Recording, RecordingSet
-from lhotse.audio import AudioSource
 from tqdm import tqdm
 
 from espnet_kd.data import sphere
 from espnet_kd.data.files import write_whole
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import Recording, RecordingSet
 
 SIDES = "AB"
 
@@ -75,6 +77,7 @@ def recordings(
         FileNotFoundError: a compressed call, and no sph2pipe.
         ValueError: a damaged file, or one that has not two channels.
     """
+    from lhotse import RecordingSet
 
     def split(call: tuple[str, Path]) -> list[Recording]:
         return _split(*call, wav_dir)
@@ -136,6 +139,9 @@ def _read(path: Path, header: sphere.Header) -> np.ndarray:
 
 
 def _recording(file: Path, header: sphere.Header) -> Recording:
+    from lhotse import Recording
+    from lhotse.audio import AudioSource
+
     return Recording(
         id=file.stem,
         sources=[AudioSource("file", channels=[0], source=str(file))],

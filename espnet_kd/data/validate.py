@@ -1,15 +1,18 @@
 """What is wrong with a data set, utterance by utterance, and what to do about it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lhotse import MonoCut, Recording
-from lhotse.qa import validate as lhotse_validate
 from tqdm import tqdm
 
 from espnet_kd.data.audio import AudioError, Header, entry, read_header
 from espnet_kd.data.kaldi import PathLike, parse_segment, read_table
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import MonoCut, Recording
 
 # Seconds that times may be off, for they are often rounded. Lhotse's own tolerance,
 # 0.5 s, would let whole words go.
@@ -217,6 +220,8 @@ def validate_cuts(cuts: Iterable[MonoCut], check_audio: bool = True) -> list[Pro
 
 
 def _check_cut(cut: MonoCut, seen: set[str]) -> Iterator[Problem]:
+    from lhotse.qa import validate as lhotse_validate
+
     def problem(reason: str, remedy: str) -> Problem:
         return Problem(cut.id, "cuts", reason, remedy)
 

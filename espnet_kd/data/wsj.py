@@ -25,14 +25,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
-from lhotse.utils import Pathlike
 from tqdm import tqdm
 
 from espnet_kd.data import sphere
 from espnet_kd.data.wsj_text import normalize, read_transcripts
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import RecordingSet, SupervisionSet
+    from lhotse.utils import Pathlike
+
+    Manifests = dict[str, RecordingSet | SupervisionSet]
 
 
 class Subset(NamedTuple):
@@ -54,8 +58,6 @@ TRANSCRIPTS = ("dot", "lsn", "ptx")
 LEFT_OUT = "wsj0/si_tr_s/401/"
 ENTRY = re.compile(r"[\d_]+:\s*(\S+)")
 REMEDY = "Give the folders that hold all discs (11-1.1 to 11-15.1, 13-1.1 to 13-34.1)."
-
-Manifests = dict[str, RecordingSet | SupervisionSet]
 
 
 def prepare_wsj(
@@ -174,6 +176,8 @@ def _entries(index: Path) -> Iterator[str]:
 def _manifests(
     name: str, corpus: _Corpus, subset: Subset, partial: bool, num_jobs: int
 ) -> Manifests:
+    from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
+
     audio: dict[str, Path] = {}
     text: dict[str, str] = {}
     lacking = []

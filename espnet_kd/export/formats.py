@@ -23,19 +23,6 @@ from espnet_kd.student.sparsity import TwoOfFour
 
 State = dict[str, Tensor]
 Parts = dict[str, Union[Tensor, list[int]]]
-INFIXES = {"csr": "csr", "2:4": "2to4", "int8": "int8"}
-
-
-def path_of(model_file: str | Path, form: str) -> Path:
-    """x/valid.loss.ave.pth -> x/valid.loss.ave.csr.pth, .2to4.pth or .int8.pth."""
-    path = Path(model_file)
-    return path.with_name(f"{path.stem}.{INFIXES[form]}{path.suffix}")
-
-
-def form_of(path: str | Path) -> str:
-    """ "csr", "2:4", "int8" or "dense", told by the name of a file."""
-    infix = Path(path).stem.rpartition(".")[2]
-    return {infix: form for form, infix in INFIXES.items()}.get(infix, "dense")
 
 
 def compress(state: Mapping[str, Tensor], weights: Collection[str], form: str) -> dict:

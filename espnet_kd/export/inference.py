@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.ao.nn.quantized import dynamic
 
 from espnet_kd import standin
 from espnet_kd.data.files import write_whole
-from espnet_kd.export.formats import compressed_names, form_of, load_compressed
+from espnet_kd.export.formats import compressed_names, load_compressed
+from espnet_kd.export.names import form_of
 from espnet_kd.models.config import task_of
 from espnet_kd.models.loading import (
     names_of_missing_files,
@@ -60,7 +61,8 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
         options, state = {**options, **INT8}, _read_int8(file)
     else:
         state = load_compressed(file)
-    speech2text = _stock(config, None, **options)
+    with _quiet():
+        speech2text = _stock(config, None, **options)
     model = speech2text.asr_model
     set_weights(model, state, file, config)
     if form == "int8":
@@ -74,9 +76,24 @@ def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> N
     """Write the state_dict of the model as ESPnet's `--quantize_asr_model true
     --quantize_modules Linear LSTM` makes it: int8 weights of linear and LSTM layers,
     one scale a weight; activations are quantised while it runs."""
-    state = _stock(config, model_file, **INT8).asr_model.state_dict()
-    content = {"format": "int8", "state_dict": state}
-    write_whole(path, lambda part: torch.save(content, part))
+    with _quiet():
+        state = _stock(config, model_file, **INT8).asr_model.state_dict()
+        content = {"format": "int8", "state_dict": state}
+        write_whole(path, lambda part: torch.save(content, part))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings that quantised tensors will be removed: it is ESPnet
+    that asks for them and torch's own code that meets them."""
+    with warnings.catch_warnings():
+        for what in (
+            "torch.ao.quantization is",
+            "torch.quantize_per",
+            "TypedStorage is",
+        ):
+            warnings.filterwarnings("ignore", what)
+        yield
 
 
 def _stock(config: str | Path, model_file: str | Path | None, **options: Any) -> Any:
@@ -93,7 +110,8 @@ def _stock(config: str | Path, model_file: str | Path | None, **options: Any) ->
 def _read_int8(path: str | Path) -> dict:
     # Quantised LSTM weights are objects of torch, which weights_only does not read.
     has_option = torch.__version__ >= "2"
-    content = torch.load(path, **(dict(weights_only=False) if has_option else {}))
+    with _quiet():
+        content = torch.load(path, **(dict(weights_only=False) if has_option else {}))
     if not (isinstance(content, dict) and content.get("format") == "int8"):
         raise ValueError(
             f"{path}: not a quantised model; give an .int8.pth file that "
@@ -125,17 +143,19 @@ class CSRLinear(torch.nn.Linear):
         return output.t().contiguous().view(shape)
 
 
-class VectorLinear(dynamic.Linear):
-    """A quantised linear layer that takes a vector, too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (in,) or (..., in)."""
-        return super().forward(x) if x.dim() > 1 else super().forward(x[None])[0]
-
-
 def _take_vectors(model: torch.nn.Module) -> None:
     """Most searches of a transducer of task `asr` give vectors to its joint network,
     which torch's quantised layers refuse (stock inference stops with an error)."""
+    # torch says that it will remove this package; only int8 needs it.
+    from torch.ao.nn.quantized import dynamic
+
+    class VectorLinear(dynamic.Linear):
+        """A quantised linear layer that takes a vector, too."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            """x (in,) or (..., in)."""
+            return super().forward(x) if x.dim() > 1 else super().forward(x[None])[0]
+
     for module in model.modules():
         if type(module) is dynamic.Linear:
             module.__class__ = VectorLinear

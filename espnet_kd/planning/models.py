@@ -7,13 +7,15 @@ import textwrap
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 import yaml
-from torch import Tensor, nn
 
-from espnet_kd.report.operations import Counts, operations
-from espnet_kd.teacher.soft import Encoded, encode, frame_layer, nodes_of
+if TYPE_CHECKING:  # torch is slow to import
+    from torch import Tensor, nn
+
+    from espnet_kd.report.operations import Counts
+    from espnet_kd.teacher.soft import Encoded
 
 # Of a model that is known by its number of parameters P and its width W alone: what
 # Conformers and Transformers of ESPnet have, within a third (tests, docs/planning.md).
@@ -103,6 +105,9 @@ def of_config(config: str | Path, vocabulary: int, speech: Speech) -> Model:
         FileNotFoundError: there is no such file.
         ValueError: ESPnet cannot build it, say for a front end that it downloads.
     """
+    from espnet_kd.report.operations import operations
+    from espnet_kd.teacher.soft import nodes_of
+
     model = build(config, vocabulary, speech.rate)
     counted = operations(model, speech.rate, speech.seconds, speech.labels)
     step = 0.0
@@ -173,6 +178,10 @@ def activations(model: nn.Module, speech: Speech, seconds: float) -> tuple[int, 
     The lattice of a transducer is left out: its size goes with frames x labels.
     Parameters are not counted.
     """
+    import torch
+
+    from espnet_kd.teacher.soft import encode
+
     parameters = {p.data_ptr() for p in model.parameters()}
     kept: dict[int, Tensor] = {}  # holds what it counts, so that no address is reused
 
@@ -199,6 +208,10 @@ def activations(model: nn.Module, speech: Speech, seconds: float) -> tuple[int, 
 
 def _behind(model: nn.Module, encoded: Encoded, labels: int) -> list[Tensor]:
     """What training computes behind the encoder, up to log-probabilities."""
+    import torch
+
+    from espnet_kd.teacher.soft import frame_layer, nodes_of
+
     encoder_out, frames = encoded
     tokens = torch.ones(1, labels + 1, dtype=torch.long)
     logits = []

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from espnet_kd.lattice.reading import CHUNK, NODES
 from espnet_kd.planning.machines import GIGA, Machine, Precision
 from espnet_kd.planning.models import Model, Speech
 
@@ -214,6 +213,8 @@ def lattice_memory(
 
 def chunk_memory(nodes: float, vocabulary: int, joint: int, device: str) -> float:
     """Bytes of the chunks in which the lean form reads nodes."""
+    from espnet_kd.lattice.reading import CHUNK, NODES  # torch is slow to import
+
     width = vocabulary + 2 * joint
     size = min(NODES[device], max(64, CHUNK[device] // width), nodes)
     return CHUNKS * 4 * size * width

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from espnet_kd.report.costs import Layer, MultiplyAdds, Weights, total_of
 from espnet_kd.report.render import table
-from espnet_kd.report.sparsity import Layer, MultiplyAdds, Weights, total_of
 
 MOST_ROWS = 60  # layers of longer models are put together by the front of their names
 _TITLES = (

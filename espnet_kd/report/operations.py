@@ -17,11 +17,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from espnet_kd.report.costs import LABELS_PER_SECOND, SECONDS
 from espnet_kd.student.sparsity import MULTIPLYING
 from espnet_kd.teacher.soft import Encoded, encode_noise, frame_layer, nodes_of
-
-SECONDS = 10  # of noise: attention over longer audio costs more for each second
-LABELS_PER_SECOND = 4  # about what English speech has in pieces of words
 
 _MATRIX_PRODUCTS = {"matmul", "__matmul__", "bmm"}
 

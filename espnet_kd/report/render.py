@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espnet_kd.data.files import write_whole
-from espnet_kd.report.operations import LABELS_PER_SECOND, SECONDS
-from espnet_kd.report.sparsity import Weights
+from espnet_kd.report.costs import LABELS_PER_SECOND, SECONDS, Weights
 from espnet_kd.report.summary import NO_ROLES, Roles, Row
 
 if TYPE_CHECKING:  # matplotlib is slow to import

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from espnet_kd.models.loading import read_weights
+from espnet_kd.report.costs import ModelSize
 
 # What ESPnet's modules store beside their parameters: the mel filters, the statistics
 # of GlobalMVN and of BatchNorm. They are kept on disk, but nothing learns them.
@@ -16,14 +16,6 @@ _BUFFERS = re.compile(
     r"(^|\.)(running_mean|running_var|num_batches_tracked|melmat)$"
     r"|^normalize\.(mean|std)$"
 )
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Attributes: parameters (trainable values), bytes (all floating point tensors)."""
-
-    parameters: int
-    bytes: int
 
 
 def size_of(tensors: dict[str, torch.Tensor]) -> ModelSize:

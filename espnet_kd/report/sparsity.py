@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +15,10 @@ from torch import Tensor, nn
 from espnet_kd.models.config import read_config, sampling_rate_of
 from espnet_kd.models.loading import load_model
 from espnet_kd.models.versions import named_as
+from espnet_kd.report.costs import Layer, MultiplyAdds, Weights, total_of
 from espnet_kd.report.operations import Counts, Operations, operations
 from espnet_kd.report.size import distinct, is_buffer, read_tensors, stored_bytes
 from espnet_kd.student.sparsity import prunable_weights
-
-SPARSE = 0.01  # share of zeros above which a model counts as sparse
-
-
-@dataclass(frozen=True)
-class MultiplyAdds:
-    """Per second of audio: all, and those whose weight is not zero."""
-
-    dense: float
-    nonzero: float
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One weight. `bytes` as it is stored, `compressed_bytes` with zeros left out."""
-
-    name: str
-    shape: list[int]
-    zeros: int
-    sparsity: float
-    bytes: int
-    compressed_bytes: int
-    multiply_adds: MultiplyAdds | None
-
-    @property
-    def values(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a model file holds.
-
-    Attributes:
-        layers: the weights that can be pruned.
-        sparsity: share of zeros in `layers`.
-        bytes, compressed_bytes: of all floating point tensors; only `layers` are
-            compressed.
-        encoder, decoder: multiply-adds of the encoder and of all that comes behind it;
-            None for a model that was not run.
-        products, other: the parts of these without a weight, and with a weight that is
-            not among `layers`. `total` = encoder + decoder = layers + products + other.
-    """
-
-    layers: list[Layer]
-    sparsity: float
-    bytes: int
-    compressed_bytes: int
-    encoder: MultiplyAdds | None = None
-    decoder: MultiplyAdds | None = None
-    products: MultiplyAdds | None = None
-    other: MultiplyAdds | None = None
-    total: MultiplyAdds | None = None
-
-    @property
-    def is_sparse(self) -> bool:
-        return self.sparsity > SPARSE
 
 
 def stored_weights(tensors: dict[str, Tensor]) -> Weights:
@@ -129,14 +71,6 @@ def compressed_bytes(tensor: Tensor) -> int:
     return min(
         tensor.numel() * tensor.element_size(), (tensor.numel() + 7) // 8 + values
     )
-
-
-def total_of(costs: Iterable[MultiplyAdds | None]) -> MultiplyAdds | None:
-    """Their sum; None if one is not known."""
-    costs = list(costs)
-    if None in costs:
-        return None
-    return MultiplyAdds(sum(c.dense for c in costs), sum(c.nonzero for c in costs))
 
 
 def weights_of(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from espnet_kd.report.bootstrap import bootstrap_rates, interval, paired_p_value
+from espnet_kd.report.costs import ModelSize
 from espnet_kd.report.scoring import ScoredSet, mean_of_runs
-from espnet_kd.report.size import ModelSize
 
 
 @dataclass(frozen=True)

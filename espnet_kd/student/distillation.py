@@ -348,8 +348,11 @@ def _cuda_autocast(device: torch.device) -> dict:
     """Arguments of torch.autocast for what holds now on CUDA; off elsewhere."""
     if device.type != "cuda":
         return {"enabled": False}
-    is_on, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
-    return {"enabled": is_on, "dtype": dtype}
+    if hasattr(torch, "get_autocast_dtype"):  # since 2.4, which deprecates the other
+        dtype = torch.get_autocast_dtype("cuda")
+    else:
+        dtype = torch.get_autocast_gpu_dtype()
+    return {"enabled": torch.is_autocast_enabled(), "dtype": dtype}
 
 
 def lattice_score(lattice: Lattice, blank: int) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 from kaldialign import edit_distance
-from lhotse import CutSet, SupervisionSegment
-from lhotse.cut import Cut
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import CutSet
+    from lhotse.cut import Cut
 
 FIELD = "hypotheses"
 
@@ -105,6 +107,8 @@ def with_hypotheses(cut: Cut, hypotheses: Sequence[Hypothesis]) -> Cut:
     Raises:
         ValueError: the cut has several supervisions.
     """
+    from lhotse import SupervisionSegment
+
     if len(cut.supervisions) > 1:
         raise ValueError(
             f"cut {cut.id} has {len(cut.supervisions)} supervisions; one utterance per "
@@ -131,6 +135,8 @@ def read_cuts(path: str | Path) -> CutSet:
         FileNotFoundError: there is no such file.
         ValueError: it is not called .jsonl or .jsonl.gz.
     """
+    from lhotse import CutSet
+
     if not str(path).endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"{path}: cuts are read from .jsonl or .jsonl.gz files")
     if not Path(path).is_file():

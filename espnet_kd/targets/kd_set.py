@@ -7,11 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
-
-from lhotse import CutSet
-from lhotse.cut import Cut
-from lhotse.serialization import SequentialJsonlWriter
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
 from espnet_kd.data.kaldi import cuts_to_kaldi, write_table
 from espnet_kd.targets.fingerprint import write_json
@@ -25,6 +21,10 @@ from espnet_kd.targets.selection import (
     merge_reference,
     select,
 )
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import CutSet
+    from lhotse.cut import Cut
 
 STATS = "stats.json"
 CUTS = "kd_cuts.jsonl.gz"
@@ -238,6 +238,8 @@ def build(
 
 
 def _fill(new: Path, kd_set: KDSet, options: dict[str, Any]) -> dict[str, Any]:
+    from lhotse.serialization import SequentialJsonlWriter
+
     with SequentialJsonlWriter(str(new / CUTS)) as writer:
 
         def written() -> Iterator[Cut]:

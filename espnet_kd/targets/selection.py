@@ -8,14 +8,14 @@ Every filter looks at one hypothesis; an utterance goes when none is left.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
-import torch
-from lhotse.cut import Cut
 
-from espnet_kd.losses import error_weights, posterior_weights
 from espnet_kd.targets.hypotheses import Hypothesis, expected_wer, hypotheses_of
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse.cut import Cut
 
 WEIGHTS = ("uniform", "posterior", "error_weighted")
 
@@ -102,6 +102,10 @@ class Weighting:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """One weight for each candidate of one utterance."""
+        import torch
+
+        from espnet_kd.losses import error_weights, posterior_weights
+
         scale = self.posterior_scale
         if self.name == "uniform":
             scale = 0.0

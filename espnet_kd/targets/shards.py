@@ -6,12 +6,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 import numpy as np
-from lhotse import CutSet
-from lhotse.cut import Cut, MonoCut
-from lhotse.serialization import SequentialJsonlWriter
 from tqdm import tqdm
 
 from espnet_kd.targets.hypotheses import (
@@ -25,6 +22,10 @@ from espnet_kd.targets.hypotheses import (
     with_hypotheses,
 )
 from espnet_kd.teacher.decoding import SearchResult
+
+if TYPE_CHECKING:  # Lhotse is slow to import
+    from lhotse import CutSet
+    from lhotse.cut import Cut
 
 # Samples of utterances -> the n-best list of each.
 Decoder = Callable[[Sequence[np.ndarray]], Sequence[Sequence[SearchResult]]]
@@ -65,6 +66,8 @@ def check_cuts(cuts: Sequence[Cut], sampling_rate: int) -> None:
         ValueError: naming the first cut that is mixed, has several channels or
             supervisions, or another sampling rate than the teacher's.
     """
+    from lhotse.cut import MonoCut
+
     for cut in cuts:
         if not isinstance(cut, MonoCut):
             raise ValueError(
@@ -130,6 +133,8 @@ def decode_cuts(
     Raises:
         ValueError: audio that cannot be read.
     """
+    from lhotse.serialization import SequentialJsonlWriter
+
     done = decoded_ids(shard)
     waiting = [cut for cut in cuts if cut.id not in done]
     started, seconds = time.monotonic(), 0.0

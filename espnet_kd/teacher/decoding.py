@@ -17,7 +17,6 @@ from espnet_kd.models.config import (
     sampling_rate_of,
     task_of,
 )
-from espnet_kd.models.loading import names_of_missing_files, whole_models
 from espnet_kd.models.versions import decodes_batches, installed_version, legacy
 
 INFERENCE = {
@@ -176,6 +175,7 @@ class TeacherDecoder:
         from espnet2.tasks.asr_transducer import ASRTransducerTask
 
         from espnet_kd import standin
+        from espnet_kd.models.loading import names_of_missing_files, whole_models
 
         standin.install()
         self.task = task_of(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
 
 from espnet_kd.bin import prepare_fsdd
@@ -179,13 +180,13 @@ def test_training_audio_changes_its_pace_and_test_audio_does_not(
     fsdd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[tuple[int, int]] = []
-    real = digits.resample
+    real = scipy.signal.resample
 
     def watched(samples: np.ndarray, number: int) -> np.ndarray:
         lengths.append((len(samples), number))
         return real(samples, number)
 
-    monkeypatch.setattr(digits, "resample", watched)
+    monkeypatch.setattr(scipy.signal, "resample", watched)
     for part, changed in (("labelled", 30), ("valid", 0), ("test", 0)):
         lengths.clear()
         list(digits.utterances(digits.load_recordings(fsdd, part), part, 30))

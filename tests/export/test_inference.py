@@ -1,6 +1,7 @@
 """Stock inference with each form: equal or close to the dense model."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -126,6 +127,22 @@ def test_int8_is_smaller(student, tmp_path):
     save_int8(tmp_path / "model.int8.pth", exp / "config.yaml", exp / MODEL)
     size = (tmp_path / "model.int8.pth").stat().st_size
     assert size < 0.8 * (exp / MODEL).stat().st_size
+
+
+def test_int8_without_torchs_warnings(student, tmp_path):
+    """torch deprecates what ESPnet's switch uses; the user can do nothing about it."""
+    exp, path = student("hybrid"), tmp_path / "model.int8.pth"
+    torch.set_warn_always(True)  # not once a process
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            save_int8(path, exp / "config.yaml", exp / MODEL)
+            load_speech2text(exp / "config.yaml", path, **SEARCH["hybrid"])
+    finally:
+        torch.set_warn_always(False)
+    assert [
+        str(each.message) for each in caught if "deprecat" in str(each.message)
+    ] == []
 
 
 def test_weights_that_lack_are_refused(student, tmp_path):
