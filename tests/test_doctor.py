@@ -67,7 +67,7 @@ def test_without_any_package_it_says_so():
 
 
 def test_what_a_training_lacks_is_told(tmp_path):
-    """Also what ESPnet imports late: at the start of training, after the first epoch."""
+    """Also what ESPnet imports late, at the start of training or after an epoch."""
     for package in ("editdistance", "tensorboard"):
         code = f"raise ModuleNotFoundError(name='{package}')"
         (tmp_path / f"{package}.py").write_text(code)

@@ -90,12 +90,13 @@ def sparse(args: argparse.Namespace) -> None:
 def _options_of(config: str) -> set[str]:
     """What the task that trained a model takes in this version of ESPnet."""
     from espnet_kd.models.config import task_of
+    from espnet_kd.models.versions import default_config
     from espnet_kd.tasks.asr import ASRKDTask
     from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
 
     is_transducer = task_of(config) == "asr_transducer"
     task = ASRTransducerKDTask if is_transducer else ASRKDTask
-    return set(task.get_default_config())
+    return set(default_config(task))
 
 
 def _read(path: str) -> dict:

@@ -18,7 +18,7 @@ from espnet_kd.export.inference import save_int8
 from espnet_kd.export.names import RECORD, TABLE, path_of
 from espnet_kd.models.config import read_config, task_of
 from espnet_kd.models.loading import load_model
-from espnet_kd.models.versions import under_both_names
+from espnet_kd.models.versions import default_config, under_both_names
 from espnet_kd.student.sparsity import prunable_weights
 from espnet_kd.targets.fingerprint import code_versions, hash_file, write_json
 
@@ -135,7 +135,7 @@ def plain_config(config: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
         if task_of(path) == "asr_transducer"
         else (ASRKDTask, ASRTask)
     )
-    added = ours.get_default_config().keys() - stock.get_default_config().keys()
+    added = default_config(ours).keys() - default_config(stock).keys()
     return {name: value for name, value in config.items() if name not in added}
 
 

@@ -14,6 +14,7 @@ import importlib
 import inspect
 import logging
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Container, Mapping
 from functools import lru_cache
@@ -71,6 +72,19 @@ def legacy(name: str) -> ModuleType:
     """ESPnet1's module `name`, say "nets.pytorch_backend.transformer.repeat"."""
     package = "espnet2.legacy" if find_spec("espnet2.legacy") else "espnet"
     return importlib.import_module(f"{package}.{name}")
+
+
+def default_config(task: type) -> dict[str, Any]:
+    """All options of an ESPnet task with their defaults.
+
+    `get_default_config` parses the command line of the running process, whichever that
+    is; an option of ours would be taken for an abbreviation of one of ESPnet's.
+    """
+    words, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        return task.get_default_config()
+    finally:
+        sys.argv = words
 
 
 # ----------------------------------------------------------------- padding of batches

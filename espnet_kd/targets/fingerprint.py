@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 from espnet_kd.data.files import write_whole
+from espnet_kd.models.versions import installed_version
 
 Fingerprint = dict[str, Any]
 # Fields that tell one job's part of the data; all others are shared by its shards.
@@ -50,7 +50,7 @@ def code_versions() -> dict[str, str]:
 
     return {
         "espnet_kd": getattr(espnet_kd, "__version__", "unknown"),
-        "espnet": metadata.version("espnet"),
+        "espnet": installed_version(),
     }
 
 

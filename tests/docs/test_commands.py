@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from espnet_kd.bin import kd_set
+from espnet_kd.models.versions import default_config
 from espnet_kd.student.config import parse_kd_conf
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, commands_of, prose_of
 
@@ -169,7 +170,7 @@ def options_of_training() -> set[str]:
     from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
 
     tasks = (ASRKDTask, ASRTransducerKDTask)
-    return {name for task in tasks for name in task.get_default_config()}
+    return {name for task in tasks for name in default_config(task)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from espnet_kd.export import formats
+from espnet_kd.export import formats, names
 from tests.export.models import MODEL, equal_to_the_bit, prunable_names, prune
 
 SHAPES = [(5, 7), (1, 1), (8, 12), (3, 2, 3), (4, 1, 3, 5), (2, 3, 2, 1, 3), (64, 12)]
@@ -115,9 +115,9 @@ def test_tied_weights_are_stored_once(tmp_path):
 def test_model_back_to_the_bit(student, tmp_path, kind, form, pattern):
     exp = student(kind, pattern)
     state, weights = torch.load(exp / MODEL), prunable_names(exp)
-    path = formats.path_of(tmp_path / MODEL, form)
+    path = names.path_of(tmp_path / MODEL, form)
     formats.save_compressed(path, state, weights, form)
-    assert formats.form_of(path) == form
+    assert names.form_of(path) == form
     back = formats.load_compressed(path)
     assert list(back) == list(state)
     assert all(equal_to_the_bit(back[name], state[name]) for name in state)
@@ -152,8 +152,8 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_names_of_files():
-    assert formats.path_of("x/valid.loss.ave.pth", "2:4").name == (
+    assert names.path_of("x/valid.loss.ave.pth", "2:4").name == (
         "valid.loss.ave.2to4.pth"
     )
-    assert formats.form_of("x/valid.loss.ave.int8.pth") == "int8"
-    assert formats.form_of("x/valid.loss.ave.pth") == "dense"
+    assert names.form_of("x/valid.loss.ave.int8.pth") == "int8"
+    assert names.form_of("x/valid.loss.ave.pth") == "dense"

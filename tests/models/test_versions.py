@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from espnet2.tasks.asr import ASRTask
 
 from espnet_kd.export import formats
 from espnet_kd.export.folder import export_folder
@@ -382,3 +384,12 @@ def test_one_line_for_a_version_newer_than_tested(
     if warned:
         assert lines[0].startswith(f"ESPnet {installed} is newer than 202611, the")
     versions.warn_of_untested_version.cache_clear()
+
+
+def test_defaults_of_a_task_do_not_depend_on_the_command_line(monkeypatch):
+    """ESPnet parses sys.argv, and takes an abbreviation for an option of its own."""
+    words = ["export", "--ignore", "tests", "--max_epoch", "7"]
+    monkeypatch.setattr(sys, "argv", words)
+    options = versions.default_config(ASRTask)
+    assert (options["max_epoch"], options["ignore_init_mismatch"]) == (40, False)
+    assert sys.argv == words

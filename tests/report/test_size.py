@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from espnet_kd.models.versions import default_config
 from espnet_kd.report.size import ModelSize, read_tensors, size_of
 
 
@@ -34,7 +35,7 @@ def test_an_espnet_model(tmp_path, encoder):
     stats = tmp_path / "feats_stats.npz"
     np.savez(stats, count=10, sum=np.zeros(80), sum_square=np.full(80, 10.0))
     conf = {"output_size": 16, "attention_heads": 2, "num_blocks": 1}
-    args = ASRTask.get_default_config()
+    args = default_config(ASRTask)
     args.update(
         token_list=["<blank>", "<unk>", "a", "b", "<sos/eos>"],
         encoder=encoder,

@@ -80,10 +80,11 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Model:
     from espnet2.tasks.asr_transducer import ASRTransducerTask
 
     from espnet_kd import standin
+    from espnet_kd.models.versions import default_config
 
     standin.install()
     task = ASRTransducerTask if kind == "asr_transducer" else ASRTask
-    config = task.get_default_config()
+    config = default_config(task)
     config.update(
         token_list=TOKENS,
         token_type="char",

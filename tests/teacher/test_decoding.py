@@ -18,7 +18,7 @@ import yaml
 from espnet_kd.bin import teacher_decode
 from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.models.config import read_config, task_of
-from espnet_kd.models.versions import decodes_batches, installed_version
+from espnet_kd.models.versions import decodes_batches, default_config, installed_version
 from espnet_kd.targets import fingerprint as fp
 from espnet_kd.targets.hypotheses import Hypothesis, hypotheses_of, read_cuts
 from espnet_kd.targets.shards import (
@@ -129,7 +129,7 @@ def test_lm_fusion(models, data_dir, tmp_path):
     """The LM reaches the search, its score is stored, and it is in the fingerprint."""
     from espnet2.tasks.lm import LMTask
 
-    config = LMTask.get_default_config()
+    config = default_config(LMTask)
     tokens = read_config(models["attention"].config)["token_list"]
     config.update(token_list=tokens, token_type="char", lm_conf=dict(unit=8, nlayers=1))
     args = argparse.Namespace(**config)
