@@ -1,5 +1,6 @@
 # make demo    the main job: a teacher, a student and the student with KD, on made-up speech
 # make test    the tests
+# make across  two ESPnets (A and C) read each other's models, teach and decode
 # make lint    black, isort and ruff
 # make docs    the pages of docs/ as HTML, into docs/_build/html
 # make bench   time and memory of the lattice losses, into benchmarks/RESULTS.md
@@ -24,7 +25,7 @@ ifneq ($(shell grep -m1 AuthenticAMD /proc/cpuinfo 2>/dev/null),)
 export MKL_DEBUG_CPU_TYPE ?= 5
 endif
 
-.PHONY: demo demo-small test lint docs bench env plain clean
+.PHONY: demo demo-small test across lint docs bench env plain clean
 
 demo:
 	@$(in_env) cd egs/mini/asr1 && DEMO_SIZE=$(DEMO_SIZE) ./run.sh
@@ -37,6 +38,12 @@ demo-small:
 test:
 	@$(in_env) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile \
 		--durations 10 $(PYTEST_ARGS)
+
+across:
+	@old=$$(conf/build_env.sh A) && new=$$(conf/build_env.sh C) && \
+		"$$new/bin/python" tests/models/across_versions.py \
+			"$$old/bin/python" "$$new/bin/python" && \
+		tests/recipes/across_versions.sh
 
 lint:
 	@$(in_env) black --check . && isort --check . && ruff check .

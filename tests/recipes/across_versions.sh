@@ -4,9 +4,9 @@
 # this package; stock 202412 decodes the export, too. Task asr with conv2d subsampling,
 # whose weights have other names in the two versions.
 #
-# Usage: tests/across_versions.sh        builds both environments where they are not there
+# Usage: make across    builds both environments where they are not there
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 old=$(conf/build_env.sh A)/bin/python
 new=$(conf/build_env.sh C)/bin/python
