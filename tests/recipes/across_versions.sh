@@ -6,7 +6,7 @@
 #
 # Usage: make across    builds both environments where they are not there
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 old=$(conf/build_env.sh A)/bin/python
 new=$(conf/build_env.sh C)/bin/python
