@@ -156,9 +156,7 @@ def read_weights(model_file: str | Path) -> State:
         if zipfile.is_zipfile(path) and isinstance(error, pickle.UnpicklingError):
             reason = "it holds more than tensors"
         raise _no_weights(path, reason) from error
-    for key in ("module", "state_dict"):  # of DeepSpeed and Lightning
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+    state = _unwrapped(state)
     if not isinstance(state, Mapping):
         raise _no_weights(path, f"it holds a {type(state).__name__}")
     if not state:
@@ -167,6 +165,15 @@ def read_weights(model_file: str | Path) -> State:
         if not isinstance(value, torch.Tensor):
             raise _no_weights(path, f"{name} is a {type(value).__name__}")
     return state
+
+
+def _unwrapped(content: Any) -> Any:
+    """The weights in a file of DeepSpeed or Lightning, in which ESPnet before 202609
+    does not look for all of them."""
+    for key in ("module", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return content
 
 
 def _no_weights(path: Path, reason: str) -> ValueError:
@@ -221,7 +228,7 @@ def _loading_whole(may_lack: bool) -> Iterator[None]:
     from espnet2.train.abs_espnet_model import AbsESPnetModel
 
     def load(model: torch.nn.Module, state_dict: State, strict: bool = True) -> None:
-        _load_whole(model, state_dict, may_lack)
+        _load_whole(model, _unwrapped(state_dict), may_lack)
 
     AbsESPnetModel.load_state_dict = load
     try:

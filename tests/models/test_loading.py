@@ -306,16 +306,13 @@ def test_espnet_is_left_as_it_was(recipe: Recipe, bad: Callable):
     load_stock(model)  # stock ESPnet says nothing
 
 
-def test_files_of_deepspeed(recipe: Recipe, bad: Callable, tmp_path: Path):
-    """Since 202609 ESPnet reads the weights below `module`."""
+@pytest.mark.parametrize("key", ["module", "state_dict"])
+def test_files_of_deepspeed_and_lightning(recipe: Recipe, tmp_path: Path, key: str):
+    """Which stock ESPnet reads since 202609."""
     good = recipe.teacher("hybrid")
     state = torch.load(good.checkpoint)
-    torch.save({"module": state}, tmp_path / "deepspeed.pth")
-    if installed_version() < "202609":
-        with pytest.raises(ValueError, match=r"holds 1 \(module\)"):
-            load_stock_model(good.config, tmp_path / "deepspeed.pth")
-        return
-    model = load_stock_model(good.config, tmp_path / "deepspeed.pth")
+    torch.save({key: state}, tmp_path / "model.pth")
+    model = load_stock_model(good.config, tmp_path / "model.pth")
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name])
 
