@@ -251,3 +251,18 @@ def test_changed_data_are_formatted_again(recipe: Path):
     done = re.findall("done before: dump/raw/(.*)", answer.stdout)
     assert done == ["more", "train_sp"]
     assert table(recipe / "dump" / "raw" / "dev" / "text")["dev0"] == "dd"
+
+
+def test_a_chain_that_is_done(recipe: Path):
+    """A dry run says so and writes nothing; a run takes seconds."""
+    before = {path: path.lstat().st_mtime_ns for path in recipe.rglob("*")}
+    answer = kd(recipe, "--stage", "2", "--dry_run", "true")
+    assert answer.returncode == 0, answer.stderr
+    done = re.findall(r"^ ?(\d+) .*  done\b", answer.stdout, re.M)
+    assert done == ["2", "3", "4", "5", "6", "8", "9", "10", "11", "12", "13", "14"]
+    assert {path: path.lstat().st_mtime_ns for path in recipe.rglob("*")} == before
+    answer = kd(recipe, "--stage", "9", "--dry_run", "true", "--kd_args", "--seed 7")
+    assert answer.returncode == 1
+    assert "exp/asr_small_kd_sequence holds a training with other" in answer.stderr
+    rows = dict(re.findall(r"^ ?(\d+) .*  (done|will run)\b", answer.stdout, re.M))
+    assert (rows["9"], rows["10"]) == ("done", "will run")
