@@ -8,7 +8,6 @@ that this package reads goes through `whole_models`.
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import yaml
 
 from espnet_kd.models.config import task_of
+from espnet_kd.models.files import damage_of
 from espnet_kd.models.versions import (
     clear_shared_defaults,
     installed_version,
@@ -142,11 +142,9 @@ def check_file(model_file: str | Path) -> None:
             f"{path}: no such checkpoint; ESPnet writes e.g. "
             "valid.loss.ave.pth or valid.acc.ave.pth after training"
         )
-    with path.open("rb") as file:
-        start = file.read(4)
-    if not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
-        size = "empty" if not start else f"cut off after {path.stat().st_size} bytes"
-        raise ValueError(f"{path}: the file is {size}; copy it anew, or train again")
+    damage = damage_of(path)
+    if damage is not None:
+        raise ValueError(f"{path}: the file is {damage}; copy it anew, or train again")
 
 
 class WeightsDoNotFit(RuntimeError):

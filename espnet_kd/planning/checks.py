@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from espnet_kd.models.config import nodes_of
+from espnet_kd.models.files import damage_of
 from espnet_kd.planning import fit
 from espnet_kd.planning.chain import STAGES, Chain, Input, inputs, is_foreign
 from espnet_kd.planning.configurations import (
@@ -140,6 +141,37 @@ def checkpoints(c: Chain) -> Iterator[str]:
                 )
 
 
+def torn(c: Chain) -> Iterator[str]:
+    """A training goes on from its checkpoint.pth, which is whole; so are teachers."""
+    trainings = {9: c.asr_exp, 10: c.kd_exp, 11: c.sparse_exp}
+    if c.teachers and c.teacher_asr_config:
+        trainings[5] = c.teachers[0]
+    for stage, exp in trainings.items():
+        checkpoint = Path(exp, "checkpoint.pth")
+        if c.asks_for(stage) and checkpoint.is_file() and not _is_trained(exp):
+            damage = damage_of(checkpoint)
+            if damage is not None:
+                yield (
+                    f"{checkpoint}: the file is {damage}, so the training cannot go "
+                    "on. Put a copy back, or delete it: training begins anew"
+                    + _weights_of_an_epoch(exp, stage)
+                )
+    if c.asks_for(6, 10, 11, 12):
+        for teacher in c.teachers:
+            model = Path(teacher, c.teacher_model)
+            damage = damage_of(model) if model.is_file() else None
+            if damage is not None:
+                yield f"{model}: the file is {damage}; copy it anew, or train again"
+
+
+def _weights_of_an_epoch(exp: str, stage: int) -> str:
+    """From what a student may begin."""
+    epochs = sorted(Path(exp).glob("*epoch.pth"), key=lambda path: path.stat().st_mtime)
+    if stage not in (9, 10) or not epochs:
+        return ""
+    return f" (with --pretrained_model {epochs[-1]} from the weights of that epoch)"
+
+
 def _is_trained(folder: str) -> bool:
     return _is_done(folder) or is_foreign(folder, "config.yaml")
 
@@ -169,6 +201,7 @@ LOOKS = (
     lacking_inputs,
     lacking_models,
     checkpoints,
+    torn,
     fit.tasks,
     fit.token_lists,
     fit.distillation,

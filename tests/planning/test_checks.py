@@ -53,7 +53,7 @@ def recipe(tmp_path: Path, monkeypatch) -> Path:
         "conf/student.yaml": yaml.safe_dump(ATTENTION),
         "conf/kd.yaml": yaml.safe_dump(PRESET),
         "exp/teacher/config.yaml": yaml.safe_dump({**ATTENTION, **TRAINED}),
-        "exp/teacher/valid.acc.ave.pth": "",
+        "exp/teacher/valid.acc.ave.pth": "weights",
         "data/token_list/char/tokens.txt": "\n".join(TOKENS) + "\n",
         "dump/raw/valid/wav.scp": "",
         "dump/raw/train_kd/wav.scp": "",

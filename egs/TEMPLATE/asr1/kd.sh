@@ -129,6 +129,30 @@ without KD, 10 student with KD, 11 sparse student, 12 decoding, 13 scoring, 14 r
 
 asr.sh's other options are taken as well."
 
+# kd.sh works in a process group of its own, so that a signal ends all that it started.
+if [ -z "${KD_SH_JOB:-}" ]; then
+    stop() { # stop CODE
+        trap '' INT TERM HUP
+        kill -TERM -- "-${group}" 2>/dev/null || true
+        for _ in {1..50}; do
+            kill -0 -- "-${group}" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL -- "-${group}" 2>/dev/null || true
+        echo "$(date '+%Y-%m-%dT%H:%M:%S') (kd.sh) stopped; the same command goes on" >&2
+        exit "$1"
+    }
+    set -m
+    KD_SH_JOB=1 bash "$0" "$@" </dev/null &
+    group=$!
+    set +m
+    trap 'stop 130' INT
+    trap 'stop 143' TERM
+    trap 'stop 129' HUP
+    wait "${group}" && exit || exit $?
+fi
+unset KD_SH_JOB
+
 run_args=$(printf '%q ' "$@")
 for ((i = 1; i < $#; i++)); do # needed before the options are parsed
     [ "${!i}" != --python ] || { value=$((i + 1)) && python=${!value}; }

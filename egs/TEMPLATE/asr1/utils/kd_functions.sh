@@ -4,6 +4,28 @@
 log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (kd.sh) $*"; }
 die() { log "Error: $*" >&2; exit 1; }
 faults=()
+refusal_in() { # refusal_in LOG: what a failed command said, its last exception where there is one
+    awk '/^Traceback \(most recent call last\)/ { raised = 1; next }
+        raised && /^[^ \t]/ { error = $0; raised = 0 }
+        /^# Ended \(code (-9|137)\)/ { error = "killed, as for lack of memory" }
+        /^[^# \t]/ { last = $0 }
+        END { print error != "" ? error : last }' "$1" | sed -E 's/^([A-Za-z_0-9]+\.)+([A-Za-z_]+:)/\2/'
+}
+fail() { # fail WHAT LOG...: end with what the command of a LOG that tells of a failure said
+    local what=$1 file=$2 said=
+    shift
+    for file in "$@"; do
+        [ -e "${file}" ] || continue
+        said=$(refusal_in "${file}")
+        ! grep -q '^# Ended (code 0)' "${file}" && break
+    done
+    case ${said} in
+    UnsafeLoadRefusedError*)
+        said+=" This training was begun with an ESPnet before 202609, whose checkpoints the installed one loads only when told to: if the folder is your own, put ESPNET_ALLOW_UNSAFE_TORCH_LOAD=1 before the same command"
+        ;;
+    esac
+    die "${what} failed, see ${file}${said:+: ${said}}"
+}
 fault() { faults+=("$*"); } # fault MESSAGE: kd.sh ends once all faults are found
 need() { for name in "$@"; do [ -n "${!name}" ] || fault "--${name} is needed (see --help)"; done; }
 
@@ -144,7 +166,7 @@ collect_stats() { # collect_stats TASK CONFIG SET STATS_DIR [option...] (called 
         $(data_of train "${data_feats}/${set}") $(data_of valid "${data_feats}/${valid_set}") \
         --train_shape_file "${dir}"/logdir/train/keys.JOB.scp \
         --valid_shape_file "${dir}"/logdir/valid/keys.JOB.scp \
-        --output_dir "${dir}"/logdir/stats.JOB "$@" || die "statistics failed, see ${dir}/logdir/stats.*.log"
+        --output_dir "${dir}"/logdir/stats.JOB "$@" || fail statistics "${dir}"/logdir/stats.*.log
     for part in $(seq "${jobs}"); do opts+="--input_dir ${dir}/logdir/stats.${part} "; done
     [ "${feats_normalize}" = global_mvn ] || opts+="--skip_sum_stats"
     # shellcheck disable=SC2086
@@ -163,11 +185,21 @@ is_foreign() { # is_foreign EXP: trained by asr.sh, so taken as it is
     log "  $1 was not trained by kd.sh: taken as it is"
 }
 launch() { # launch EXP COMMAND...: train on GPUs, through the queue
-    local exp=$1 job=$1/train.log
+    local exp=$1 job=$1/train.log follower code=0
     [[ ${cuda_cmd} != *queue*.pl* ]] || job=$(basename "${exp}") # SGE takes no "/" in a name
-    ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${job}" --log "${exp}"/train.log \
-        --ngpu "${ngpu}" --num_nodes "${num_nodes}" --init_file_prefix "${exp}"/.dist_init_ \
-        --multiprocessing_distributed true -- "${@:2}" || die "training failed, see ${exp}/train.log"
+    # A line an epoch; a log that is there already is one of an earlier run.
+    ${python} "${here}/utils/follow_epochs.py" "${exp}/train.log" "$(stat -c %i "${exp}/train.log" 2>/dev/null)" &
+    follower=$!
+    # The launcher repeats the log where it fails; kd.sh's last line says what is in it.
+    {
+        ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${job}" --log "${exp}"/train.log \
+            --ngpu "${ngpu}" --num_nodes "${num_nodes}" --init_file_prefix "${exp}"/.dist_init_ \
+            --multiprocessing_distributed true -- "${@:2}" 2>&1 >&3 |
+            awk '/^Command .* returned non-zero|^Traceback/ { failed = 1 } !failed' >&2
+    } 3>&1 || code=$?
+    kill "${follower}" 2>/dev/null || true
+    wait "${follower}" || true
+    [ "${code}" -eq 0 ] || fail training "${exp}/train.log"
 }
 split_tables() { # split_tables DATA SHAPES DIR: as asr.sh does, with the weights of a KD set
     local tables=("$1/wav.scp" "$1/text")
@@ -235,7 +267,7 @@ decode_with_teacher() { # decode_with_teacher SET DIR [option...]
         --key_file "${dir}"/logdir/keys.JOB.scp --ngpu "${inference_ngpu}" \
         --teacher_config "${teacher}/config.yaml" \
         --teacher_model_file "${teacher}/${teacher_model}" \
-        --output_file "${dir}"/hypotheses.JOB.jsonl "${@:3}"
+        --output_file "${dir}"/hypotheses.JOB.jsonl "${@:3}" || fail "teacher decoding" "${dir}"/logdir/decode.*.log
     grep -h ' utterances, ' "${dir}"/logdir/decode.*.log || true # each job's summary
 }
 decode() { # decode TASK EXP MODEL SET DIR [option...]: stock inference (called by once: dies itself)
@@ -250,7 +282,7 @@ decode() { # decode TASK EXP MODEL SET DIR [option...]: stock inference (called 
         --data_path_and_name_and_type $(data_of test "${data_feats}/${set}" | awk 'NR == 1 { print $2 }') \
         --key_file "${dir}"/logdir/keys.JOB.scp --asr_train_config "${exp}"/config.yaml \
         --asr_model_file "${exp}/${model}" --output_dir "${dir}"/logdir/output.JOB "$@" </dev/null ||
-        die "decoding failed, see ${dir}/logdir/decode.*.log"
+        fail decoding "${dir}"/logdir/decode.*.log
     for file in text token score; do
         for part in $(seq "${jobs}"); do cat "${dir}/logdir/output.${part}/1best_recog/${file}" || exit; done |
             LC_ALL=C sort -k1,1 >"${dir}/${file}" || die "${dir}/logdir: an output lacks ${file}"
@@ -333,7 +365,7 @@ by_asr_sh() { # by_asr_sh STAGE TASK EXP MODEL SETS: decode or score SETS (calle
     mkdir -p "${log%/*}"
     # The shim: stock inference of transducers needs a stand-in for warprnnt_pytorch.
     "${asr_sh[@]}" --asr_task "$2" --asr_exp "$3" "${own[@]}" --test_sets "${sets# }" --eval_valid_set "${valid}" \
-        --python "${python} -m espnet_kd.shim" --stage "$1" --stop_stage "$1" </dev/null >>"${log}" 2>&1 || die "asr.sh failed, see ${log}"
+        --python "${python} -m espnet_kd.shim" --stage "$1" --stop_stage "$1" </dev/null >>"${log}" 2>&1 || fail asr.sh "${log}"
 }
 scored_text() { # scored_text TEXT CLEANER OUTPUT: prints the file that is scored
     local filter=()
