@@ -140,7 +140,9 @@ def test_failure_stops_the_chain_and_names_the_log(recipe):
     options = "--stage 9 --skip_stages 10 --ngpu 0 --asr_exp exp/student"
     answer = kd(recipe, f"{NEEDED} {options} --python {sys.executable}")
     assert answer.returncode != 0
-    assert "exp/student/train.log" in answer.stderr
+    last = answer.stderr.splitlines()[-1]
+    assert re.search("failed, see exp/student/train.log: [A-Z][A-Za-z]+: ", last), last
+    assert "Traceback" not in answer.stderr
     assert "Ended (code" in (recipe / "exp" / "student" / "train.log").read_text()
     assert not (recipe / "exp" / "student" / ".done").exists()
     assert (recipe / "exp" / "student" / ".command").exists()
@@ -347,6 +349,30 @@ def test_path_sh_of_the_recipe_comes_first(recipe):
     options = [*NEEDED.split(), *NOTHING.split(), "--python", sys.executable]
     answer = shell(recipe, "./kd.sh", *options, PYTHONPATH="")
     assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize(
+    "log, message",
+    [
+        (
+            "Traceback (most recent call last):\n  File x\nKeyError: 1\n\nDuring the "
+            "handling:\n\nTraceback (most recent call last):\n  File y\n"
+            "espnet_kd.tasks.options.ConfigurationError: kd_conf: no\n# Ended (code 1)",
+            "ConfigurationError: kd_conf: no",
+        ),
+        (
+            "usage: x\nasr_train.py: error: no such\n# Ended",
+            "asr_train.py: error: no such",
+        ),
+        ("INFO: 1epoch\n# Ended (code -9) at", "killed, as for lack of memory"),
+        ("# Started\n# Ended (code 1)\n", ""),
+    ],
+)
+def test_what_a_failed_command_said(tmp_path, log, message):
+    (tmp_path / "train.log").write_text(log)
+    command = f". {TEMPLATE}/utils/kd_functions.sh; refusal_in train.log"
+    answer = shell(tmp_path, "bash", "-euc", command)
+    assert answer.stdout == message + "\n", answer.stderr
 
 
 class TestRunJobs:

@@ -485,3 +485,8 @@ if runs 14 "report -> ${report_dir}/report_<set>.md"; then
 fi
 [ "${dry_run}" = false ] || show_plan
 log "Done in ${SECONDS} seconds: $0 ${run_args}"
+if is_wanted 14; then # by paths from where make was started, or from here
+    for set in ${eval_sets}; do
+        realpath --relative-to="${STARTED_IN:-${PWD}}" "${report_dir}/report_${set//\//_}".{md,png}
+    done
+fi

@@ -9,7 +9,7 @@ refusal_in() { # refusal_in LOG: what a failed command said, its last exception 
         raised && /^[^ \t]/ { error = $0; raised = 0 }
         /^# Ended \(code (-9|137)\)/ { error = "killed, as for lack of memory" }
         /^[^# \t]/ { last = $0 }
-        END { print error != "" ? error : last }' "$1" | sed -E 's/^([A-Za-z_0-9]+\.)+([A-Za-z_]+:)/\2/'
+        END { print error != "" ? error : last }' "$1" | sed -E 's/^([A-Za-z_0-9]+\.)+([A-Z][A-Za-z]+:)/\2/'
 }
 fail() { # fail WHAT LOG...: end with what the command of a LOG that tells of a failure said
     local what=$1 file=$2 said=
