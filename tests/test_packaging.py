@@ -52,6 +52,12 @@ def imported() -> set[str]:
     return found - NOT_ON_THE_INDEX - WITH_TORCH
 
 
+def test_the_head_of_the_makefile_names_every_target():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)", text, re.M)[1].split())
+    assert targets == set(re.findall(r"^# make ([\w-]+)  ", text, re.M))
+
+
 def test_every_import_is_required():
     required = {name_of(r) for kind in ("", "k2", "demo") for r in requirements()[kind]}
     lacking = {PACKAGES.get(name, name) for name in imported()} - required

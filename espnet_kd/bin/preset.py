@@ -16,9 +16,8 @@ from pathlib import Path
 import yaml
 
 from espnet_kd.data.files import write_whole
-from espnet_kd.student.config import parse_kd_conf
+from espnet_kd.student.presets import read_preset
 
-SECTIONS = ("kd_set", "kd_conf", "training")
 # What a trained model's config.yaml says of one run and its data.
 OF_ONE_RUN = re.compile(
     "config|print_config|log_level|dry_run|output_dir|ngpu|dist_.*|local_rank"
@@ -28,23 +27,6 @@ OF_ONE_RUN = re.compile(
     "|multiple_iterator|use_preprocessor|bpemodel|non_linguistic_symbols|cleaner|g2p"
     "|input_size|teacher_.*|kd_conf|distributed|wandb_(id|name)"
 )
-
-
-def read_preset(path: str) -> dict:
-    """The sections of a preset.
-
-    Raises:
-        ValueError: a section is not known or the losses are not valid.
-    """
-    preset = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    for name in preset:
-        if name not in SECTIONS:
-            raise ValueError(f"{path}: {name}: no such section; known: {SECTIONS}")
-    try:
-        parse_kd_conf(preset.get("kd_conf") or {})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return preset
 
 
 def options(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from espnet_kd.models.config import read_config, task_of
+from espnet_kd.models.files import damage_of
 from espnet_kd.models.versions import (
     clear_shared_defaults,
     installed_version,
@@ -135,11 +136,9 @@ def read_weights(model_file: str | Path) -> State:
             f"{path}: no such checkpoint; ESPnet writes e.g. "
             "valid.loss.ave.pth or valid.acc.ave.pth after training"
         )
-    with path.open("rb") as file:
-        start = file.read(4)
-    if not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):
-        size = "empty" if not start else f"cut off after {path.stat().st_size} bytes"
-        raise ValueError(f"{path}: the file is {size}; copy it anew, or train again")
+    damage = damage_of(path)
+    if damage is not None:
+        raise ValueError(f"{path}: the file is {damage}; copy it anew, or train again")
     # ESPnet's own switch for files of which torch takes nothing but tensors.
     trusted = os.environ.get("ESPNET_ALLOW_UNSAFE_TORCH_LOAD") == "1"
     try:

@@ -25,14 +25,12 @@ from espnet_kd.losses import (
 )
 from espnet_kd.losses.classes import soften
 from espnet_kd.student.config import LATTICE_NODES, KDConf, LossConf
+from espnet_kd.student.fitting import SCORED
 from espnet_kd.student.lattice import LatticeTeacher, lattice_term
 from espnet_kd.student.outputs import Frames, Lattice, Outputs, Tokens, grid_of
 from espnet_kd.student.rates import slow_down
 from espnet_kd.student.sharing import Rows, lists_of_rows
 from espnet_kd.teacher.soft import Encoded, SoftTeacher, nodes_of
-
-# Nodes by which log P of a label sequence is known; the first that all models have.
-SCORED = ("lattice", "frames", "tokens")
 
 
 @dataclass(frozen=True)

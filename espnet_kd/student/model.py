@@ -6,8 +6,6 @@ state_dict do not, so that stock ESPnet resumes, averages and decodes it.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerModel
@@ -18,12 +16,12 @@ from espnet_kd import standin
 from espnet_kd.lattice.algebra import TOPOLOGIES
 from espnet_kd.lattice.nodes import length_mask
 from espnet_kd.student.config import KDConf
-from espnet_kd.student.distillation import (
-    SCORED,
-    BatchKD,
-    Distillation,
-    Strides,
-    Symbols,
+from espnet_kd.student.distillation import BatchKD, Distillation, Strides, Symbols
+from espnet_kd.student.fitting import (
+    check_token_lists,
+    compares_frames,
+    strides_to_common_rate,
+    with_known_nodes,
 )
 from espnet_kd.student.hidden import make_hidden_kd
 from espnet_kd.student.outputs import (
@@ -36,15 +34,9 @@ from espnet_kd.student.outputs import (
     weighted_mean,
 )
 from espnet_kd.student.pruning import Pruner
-from espnet_kd.student.rates import strides_to_common_rate
 from espnet_kd.student.schedules import scheduled_values
 from espnet_kd.student.sharing import distinct_rows
-from espnet_kd.teacher.soft import (
-    SoftTeacher,
-    factored_joint,
-    frame_rate,
-    nodes_of,
-)
+from espnet_kd.teacher.soft import SoftTeacher, factored_joint, frame_rate, nodes_of
 
 
 class Student:
@@ -336,7 +328,9 @@ def make_student(
     distillation = hidden = None
     scheduled = {"": conf}  # by the names in the statistics
     if conf.needs_teacher:
-        conf = _with_known_nodes(model, conf, teachers)
+        models = {"the student": model, **teachers}
+        have = {name: nodes_of(each) for name, each in models.items()}
+        conf = with_known_nodes(conf, have)
         for name, teacher in teachers.items():
             if conf.losses:  # hidden layers know of no tokens
                 check_token_lists(model.token_list, teacher.token_list, name)
@@ -424,56 +418,13 @@ def check_weightable(model: torch.nn.Module) -> None:
             )
 
 
-def _with_known_nodes(
-    model: torch.nn.Module, conf: KDConf, teachers: dict[str, torch.nn.Module]
-) -> KDConf:
-    """One loss for each kind of nodes; refuses nodes that a model lacks."""
-    have = {"the student": nodes_of(model)}
-    have.update({name: nodes_of(teacher) for name, teacher in teachers.items()})
-    common = set.intersection(*have.values())
-    if not common.intersection(SCORED):
-        common.discard("sequence")
-    losses = []
-    for index, loss in enumerate(conf.losses):
-        wanted = [loss.nodes] if isinstance(loss.nodes, str) else loss.nodes
-        known = [nodes for nodes in wanted if nodes in common]
-        if not known or (isinstance(loss.nodes, str) and len(known) != 1):
-            lists = "; ".join(f"{who}: {sorted(what)}" for who, what in have.items())
-            raise ValueError(
-                f"kd_conf.losses[{index}].nodes: {loss.nodes!r} is not in every model "
-                f"({lists}). `frames` needs a CTC branch, `tokens` an attention "
-                "decoder, `lattice`, `band` and `path` a transducer, `sequence` one of "
-                "these that all models have"
-            )
-        losses += [dataclasses.replace(loss, nodes=nodes) for nodes in known]
-    return dataclasses.replace(conf, losses=tuple(losses))
-
-
-def check_token_lists(student: list[str], teacher: list[str], name: str) -> None:
-    """Refuse token lists that differ: a posterior over other tokens says nothing."""
-    if list(student) == list(teacher):
-        return
-    differing = [i for i, (s, t) in enumerate(zip(student, teacher)) if s != t]
-    index = differing[0] if differing else min(len(student), len(teacher))
-    at = [
-        tokens[index] if index < len(tokens) else "(end)"
-        for tokens in (student, teacher)
-    ]
-    raise ValueError(
-        f"token_list: the student has {len(student)} tokens, {name} has "
-        f"{len(teacher)}; they first differ at index {index}: {at[0]!r} and {at[1]!r}. "
-        "Train the student with the teacher's token list, or use sequence-level KD "
-        "(teacher_decode and kd_set; it goes through text)"
-    )
-
-
 def _strides(
     model: torch.nn.Module,
     conf: KDConf,
     teachers: dict[str, torch.nn.Module],
     sampling_rate: int,
 ) -> Strides:
-    if not conf.hidden and all(loss.nodes == "tokens" for loss in conf.losses):
+    if not compares_frames(conf):
         return Strides(1, [1] * len(teachers))
     models = {"the student": model, **teachers}
     rates = {name: frame_rate(each, sampling_rate) for name, each in models.items()}

@@ -6,32 +6,6 @@ import torch
 from torch import Tensor
 
 
-def strides_to_common_rate(rates: dict[str, float]) -> dict[str, int]:
-    """How many frames of each model make one frame of the slowest model.
-
-    Args:
-        rates: encoder frames per second, by a name for messages.
-
-    Raises:
-        ValueError: a rate is not an integer multiple of the slowest one.
-    """
-    slowest = min(rates, key=rates.get)
-    strides = {}
-    for name, rate in rates.items():
-        ratio = rate / rates[slowest]
-        strides[name] = round(ratio)
-        # Each rate was counted over 10 s, so it may be one frame in 10 s off.
-        tolerance = ratio * (0.1 / rate + 0.1 / rates[slowest])
-        if abs(ratio - strides[name]) > tolerance:
-            raise ValueError(
-                f"frame rates: {name} makes {rate:.2f} encoder frames per second and "
-                f"{slowest} {rates[slowest]:.2f}, a ratio of {ratio:.3f}; only "
-                "integer ratios can be matched. Change the student's subsampling or "
-                "hop length, or use sequence-level KD (no frame-level losses)"
-            )
-    return strides
-
-
 def slow_down(
     x: Tensor, lengths: Tensor, stride: int, how: str
 ) -> tuple[Tensor, Tensor]:

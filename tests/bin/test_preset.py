@@ -9,6 +9,7 @@ import yaml
 
 from espnet_kd.bin import kd_set, preset
 from espnet_kd.student.config import parse_kd_conf
+from espnet_kd.student.presets import read_preset
 
 PRUNING = dict(sparsity=0.5, end=10)
 PRESETS = sorted((Path(__file__).parents[2] / "conf" / "kd").glob("*.yaml"))
@@ -167,7 +168,7 @@ def test_a_missing_preset():
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_the_presets_of_this_package(path: Path):
-    sections = preset.read_preset(str(path))
+    sections = read_preset(str(path))
     losses = parse_kd_conf(sections.get("kd_conf") or {}).losses
     assert bool(losses) == (path.stem not in ("sequence", "error_weighted"))
     known = {action.dest for action in kd_set.get_parser()._actions}

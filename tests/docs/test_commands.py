@@ -77,8 +77,8 @@ def test_options(block: Block, tmp_path: Path, monkeypatch, capsys):
 
 
 def check_recipe(folder: str, words: list[str], tmp_path: Path) -> None:
-    """kd.sh itself takes the options, those of an ESPnet recipe's run.sh too; the stage
-    is past the last."""
+    """kd.sh itself takes the options, those of an ESPnet recipe's run.sh too; no stage
+    is run."""
     ours = ROOT / folder / "run.sh"
     programs = {"kd.sh": ROOT / "egs" / "TEMPLATE" / "asr1" / "kd.sh", "run.sh": ours}
     for name, program in programs.items():
@@ -88,7 +88,8 @@ def check_recipe(folder: str, words: list[str], tmp_path: Path) -> None:
     program, *options = words
     if not ours.is_file():
         program, options = "./kd.sh", [*NEEDED, *options]
-    end = ["--python", sys.executable, "--stage", "100", "--stop_stage", "100"]
+    nothing = "--skip_data_prep true --skip_train true --skip_eval true"
+    end = ["--python", sys.executable, *nothing.split()]
     answer = subprocess.run(
         [program, *options, *end], cwd=tmp_path, capture_output=True, text=True
     )

@@ -26,7 +26,9 @@ def strings_of_python() -> list[str]:
 
 @pytest.fixture(scope="module")
 def strings() -> list[str]:
-    scripts = [ROOT / "egs" / "TEMPLATE" / "asr1" / "kd.sh", ROOT / "conf/build_env.sh"]
+    recipe = ROOT / "egs" / "TEMPLATE" / "asr1"
+    scripts = [recipe / "kd.sh", recipe / "utils" / "kd_functions.sh"]
+    scripts.append(ROOT / "conf/build_env.sh")
     lines = "\n".join(path.read_text() for path in scripts)
     return strings_of_python() + re.sub(r"\$\{[^}]*\}|\$\w+", "...", lines).split("\n")
 

@@ -6,6 +6,8 @@ Starting Python with ESPnet takes most of the time, so one run serves every test
 import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +18,12 @@ import soundfile
 import torch
 import yaml
 
+from espnet_kd.models.versions import installed_version
+
 REPO = Path(__file__).parents[2]
 RATE = 8000
+# A checkpoint.pth of ours, on any torch.
+UNSAFE = {} if torch.__version__ < "1.13" else {"weights_only": False}
 WORDS = ["ab", "bca d", "cab", "d ab", "a bcd", "dd a"]
 CONFIG = dict(
     frontend_conf=dict(n_fft=128, hop_length=64, n_mels=8),
@@ -76,16 +82,29 @@ def write_data(folder: Path, number: int, labelled: bool = True) -> None:
             (folder / name).write_text("".join(lines))
 
 
-def kd(folder: Path, *options: str) -> subprocess.CompletedProcess:
+def kd_process(folder: Path, *options: str, **variables: str) -> subprocess.Popen:
     """kd.sh with the options of this file and more."""
     words = [word.replace("|", " ") for word in OPTIONS.split()]
-    return subprocess.run(
+    return subprocess.Popen(
         ["./kd.sh", "--python", sys.executable, *words, *options],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPO),
+            "OMP_NUM_THREADS": "1",
+            **variables,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def kd(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
+    """The same until it has ended."""
+    with kd_process(folder, *options, **variables) as process:
+        stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(options, process.returncode, stdout, stderr)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +131,37 @@ def recipe(tmp_path_factory) -> Path:
 
 def table(path: Path) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+
+
+def test_a_chain_that_is_done(recipe: Path):
+    """A dry run says so and writes nothing; a run takes seconds."""
+    before = {path: path.lstat().st_mtime_ns for path in recipe.rglob("*")}
+    answer = kd(recipe, "--stage", "2", "--dry_run", "true")
+    assert answer.returncode == 0, answer.stderr
+    done = re.findall(r"^ ?(\d+) .*  done\b", answer.stdout, re.M)
+    assert done == ["2", "3", "4", "5", "6", "8", "9", "10", "11", "12", "13", "14"]
+    assert {path: path.lstat().st_mtime_ns for path in recipe.rglob("*")} == before
+    answer = kd(recipe, "--stage", "9", "--dry_run", "true", "--kd_args", "--seed 7")
+    assert answer.returncode == 1
+    assert "exp/asr_small_kd_sequence holds a training with other" in answer.stderr
+    rows = dict(re.findall(r"^ ?(\d+) .*  (done|will run)\b", answer.stdout, re.M))
+    assert (rows["9"], rows["10"]) == ("done", "will run")
+
+
+def test_a_chain_that_is_done_takes_seconds(recipe: Path):
+    """Its last lines name report and figure, from where the user stands."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    answer = kd(recipe, "--stage", "2")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert answer.returncode == 0, answer.stderr
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 4
+    report = "exp/asr_small_sparse_seed3/report_dev"
+    assert answer.stdout.splitlines()[-2:] == [f"{report}.md", f"{report}.png"]
+    stages = ("--stage", "14", "--stop_stage", "14")
+    answer = kd(recipe, *stages, STARTED_IN=str(recipe.parent))
+    last = answer.stdout.splitlines()[-2:]
+    assert last == [f"{recipe.name}/{report}.{kind}" for kind in ("md", "png")]
 
 
 def test_perturbed_names(recipe: Path):
@@ -251,3 +301,62 @@ def test_changed_data_are_formatted_again(recipe: Path):
     done = re.findall("done before: dump/raw/(.*)", answer.stdout)
     assert done == ["more", "train_sp"]
     assert table(recipe / "dump" / "raw" / "dev" / "text")["dev0"] == "dd"
+
+
+EPOCH = re.compile(
+    r"epoch (\d+) of 9999: train loss \S+, valid loss \S+, acc .+ left"
+)
+    r"epoch (\d+) of 9999: train loss \S+, valid loss \S+, acc \S+, .* left"
+)
+LONG = ("--asr_tag", "long", "--asr_args", "--max_epoch 9999 --num_iters_per_epoch 1")
+
+
+def stopped(folder: Path, number: signal.Signals) -> tuple[int, list[int], str]:
+    """Exit code of a training that is stopped after its second epoch, the epochs that
+    were told, and all that was said on stderr but by ESPnet's launcher."""
+    with kd_process(folder, "--stage", "9", "--stop_stage", "9", *LONG) as process:
+        epochs: list[int] = []
+        for line in process.stdout:
+            epochs += [int(epoch) for epoch in EPOCH.findall(line)]
+            if len(epochs) == 2:
+                process.send_signal(number)
+                break
+        epochs += [int(epoch) for epoch in EPOCH.findall(process.stdout.read())]
+        said = [x for x in process.stderr if "(launch:" not in x]
+    return process.returncode, epochs, "".join(said)
+
+
+def test_a_training_is_stopped_and_goes_on(recipe: Path):
+    """By Ctrl-C, then by kill; then with its checkpoint torn, and of an older ESPnet."""
+    code, before, said = stopped(recipe, signal.SIGINT)
+    assert code == 130, said
+    assert re.fullmatch(r"\S+ \(kd.sh\) stopped; the same command goes on\n", said)
+    code, after, said = stopped(recipe, signal.SIGTERM)
+    assert code == 143 and said.count("\n") == 1, said
+    assert before == list(range(1, len(before) + 1))
+    # None that was told is told again; some ended while kd.sh was stopped.
+    assert before[-1] < after[0] <= before[-1] + 3
+    assert after == list(range(after[0], after[0] + len(after)))
+    trainings = subprocess.run(["pgrep", "-f", "exp/asr_long"], capture_output=True)
+    assert not trainings.stdout
+
+    student = recipe / "exp" / "asr_long"
+    checkpoint = student / "checkpoint.pth"
+    state = torch.load(checkpoint, **UNSAFE)
+    stage = ("--stage", "9", "--stop_stage", "9", *LONG)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:3000])
+    answer = kd(recipe, *stage)
+    assert answer.returncode == 1
+    assert "checkpoint.pth: the file is cut off after 3000 bytes" in answer.stderr
+    assert re.search(r"--pretrained_model exp/asr_long/\d+epoch.pth", answer.stderr)
+    assert "Stage 9" not in answer.stdout
+
+    if installed_version() < "202609":
+        return
+    state["reporter"]["stats"][1]["train"]["loss"] = np.float64(1.0)
+    torch.save(state, checkpoint)
+    answer = kd(recipe, *stage)
+    last = answer.stderr.splitlines()[-1]
+    assert "Error: training failed, see exp/asr_long/train.log: UnsafeLoad" in last
+    assert "ESPNET_ALLOW_UNSAFE_TORCH_LOAD=1 before the same command" in last
+    assert "Traceback" not in answer.stderr

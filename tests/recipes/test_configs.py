@@ -26,6 +26,7 @@ import yaml
 
 from espnet_kd.bin import kd_set, preset
 from espnet_kd.student.config import KDConf, parse_kd_conf
+from espnet_kd.student.presets import read_preset
 from tests.tasks.recipe import TOKENS, Recipe, write_audio
 
 REPO = Path(__file__).parents[2]
@@ -362,7 +363,7 @@ def test_kd_settings_train(small: Small, settings: Path, path: Path | None):
     """Merged with a student's configuration, as stage 10 does; with that of a trained
     model, as stage 11 does, where they prune."""
     assert path is not None, f"{settings}: no training configuration is beside it"
-    sections = preset.read_preset(str(settings))
+    sections = read_preset(str(settings))
     conf = parse_kd_conf(sections.get("kd_conf") or {})
     config = config_of(path)
     names = name_of(settings), path.stem
@@ -416,7 +417,7 @@ def test_kd_set_takes_its_options(settings: Path, capsys):
     words = ["--labelled_data_dir", "data", "--output_dir", "kd"]
     words += ["--token_list", "tokens.txt", *capsys.readouterr().out.split()]
     args = kd_set.get_parser().parse_args(words)
-    section = preset.read_preset(str(settings)).get("kd_set") or {}
+    section = read_preset(str(settings)).get("kd_set") or {}
     given = {name: value for name, value in section.items() if value is not None}
     assert {name: getattr(args, name) for name in given} == given
 

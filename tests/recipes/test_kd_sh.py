@@ -15,6 +15,8 @@ TEMPLATE = REPO / "egs" / "TEMPLATE" / "asr1"
 NEEDED = (
     "--train_set train --valid_set valid --test_sets test --asr_config conf/train.yaml"
 )
+SETS = ("train", "valid", "test")
+NOTHING = "--skip_data_prep true --skip_train true --skip_eval true"
 
 
 @pytest.fixture
@@ -22,12 +24,13 @@ def recipe(tmp_path):
     """A recipe folder with a link to kd.sh and nothing else of ours."""
     (tmp_path / "kd.sh").symlink_to(TEMPLATE / "kd.sh")
     (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "train.yaml").write_text("max_epoch: 1\n")
+    (tmp_path / "conf" / "train.yaml").write_text("decoder: transformer\n")
     return tmp_path
 
 
 def shell(folder: Path, *words: str, **variables: str):
-    environment = {**os.environ, "PYTHONPATH": str(REPO), **variables}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPO), **variables}
     return subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True
     )
@@ -61,7 +64,7 @@ def test_options_of_asr_sh_are_taken(recipe):
         "--use_lm false --audio-format wav --max_wav_duration 30 --nj 4 --num_inf 1 "
         "--eval_valid_set true --use_nlp_prompt false --hf_repo lab/name"
     )
-    answer = kd(recipe, f"{NEEDED} {options} --stage 100")
+    answer = kd(recipe, f"{NEEDED} {options} {NOTHING}")
     assert answer.returncode == 0, answer.stderr
     unused = re.findall(r"--(\w+) \S+: not used by kd.sh", answer.stdout)
     assert sorted(unused) == ["audio_format", "max_wav_duration"]
@@ -78,6 +81,12 @@ def test_options_of_asr_sh_are_taken(recipe):
         ("--sot_asr true", "sot_asr"),
         ("--num_ref 2", "num_ref"),
         ("--stage x", "--stage x"),
+        ("--stage 99", "--stage 99: no such stage; there are 1 to 14"),
+        ("--stage 12 --stop_stage 3", "--stop_stage 3: before --stage 12"),
+        ("--stop_stage 0", "--stop_stage 0: before --stage 1"),
+        ("--skip_stages 9,10", "--skip_stages: 9,10 is no stage"),
+        ("--dry_run yes", "--dry_run yes: must be true or false"),
+        ("--asr_task st", "--asr_task st: must be asr or asr_transducer"),
         ("--stage 12", "nothing is trained"),
         ("--stage 13 --kd_config sequence.yaml", "nothing is trained"),
     ],
@@ -104,31 +113,36 @@ def test_a_stage_can_be_run_alone_and_skipped(recipe):
 def test_missing_input_names_the_stage_that_makes_it(recipe):
     answer = kd(recipe, f"{NEEDED} --stage 9 --stop_stage 9 --ngpu 0")
     assert answer.returncode != 0
-    assert "dump/raw/train/wav.scp is not there: run stage 2" in answer.stderr
+    assert "dump/raw/train/wav.scp: not found; run stage 2" in answer.stderr
 
 
 def write_inputs_of_stage_9(recipe: Path) -> None:
     """Of the right names, and empty: a training that reads them cannot start."""
+    tokens = recipe / "data" / "token_list" / "bpe_unigram30"
     stats = recipe / "exp" / "asr_stats_raw_bpe30"
     for file in (
-        recipe / "dump" / "raw" / "train" / "wav.scp",
-        recipe / "dump" / "raw" / "valid" / "wav.scp",
-        recipe / "data" / "token_list" / "bpe_unigram30" / "tokens.txt",
+        *(recipe / "dump" / "raw" / each / "wav.scp" for each in SETS),
+        *(recipe / "dump" / "raw" / each / "text" for each in SETS),
+        tokens / "tokens.txt",
+        tokens / "bpe.model",
         stats / "train" / "speech_shape",
         stats / "train" / "text_shape.bpe",
         stats / "valid" / "speech_shape",
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
+    (tokens / "tokens.txt").write_text("<blank>\n<unk>\na\n<sos/eos>\n")
 
 
 def test_failure_stops_the_chain_and_names_the_log(recipe):
     """A training that cannot start. Stage 12 is not reached."""
     write_inputs_of_stage_9(recipe)
-    options = "--stage 9 --stop_stage 12 --ngpu 0 --asr_exp exp/student"
+    options = "--stage 9 --skip_stages 10 --ngpu 0 --asr_exp exp/student"
     answer = kd(recipe, f"{NEEDED} {options} --python {sys.executable}")
     assert answer.returncode != 0
-    assert "exp/student/train.log" in answer.stderr
+    last = answer.stderr.splitlines()[-1]
+    assert re.search("failed, see exp/student/train.log: [A-Z][A-Za-z]+: ", last), last
+    assert "Traceback" not in answer.stderr
     assert "Ended (code" in (recipe / "exp" / "student" / "train.log").read_text()
     assert not (recipe / "exp" / "student" / ".done").exists()
     assert (recipe / "exp" / "student" / ".command").exists()
@@ -165,10 +179,14 @@ def test_several_gpus_go_through_espnets_launch_and_cmd_sh(recipe, options, want
 
 def test_the_valid_set_among_the_test_sets(recipe):
     """asr.sh decodes it once, as it was before long utterances were removed."""
-    asked = (*NEEDED.split(), "--stage", "12", "--test_sets", "test valid test")
+    write_inputs_of_stage_9(recipe)
+    write_decoded(recipe)
+    student = ("--asr_exp", "exp/student", "--stage", "12", "--stop_stage", "12")
+    asked = (*NEEDED.split(), *student, "--test_sets", "test valid test")
     answer = shell(recipe, "./kd.sh", *asked)
     assert "decoding of valid test with stock" in answer.stdout
     (recipe / "dump" / "raw" / "org" / "valid").mkdir(parents=True)
+    (recipe / "dump" / "raw" / "org" / "valid" / "wav.scp").touch()
     for more in (), ("--test_sets", "test", "--eval_valid_set", "true"):
         answer = shell(recipe, "./kd.sh", *asked, *more)
         assert "decoding of org/valid test with stock" in answer.stdout
@@ -176,11 +194,13 @@ def test_the_valid_set_among_the_test_sets(recipe):
 
 def test_the_lm_that_asr_sh_would_take_is_asked_for(recipe):
     """Of a recipe that has asr.sh; without, --use_lm true is no more than a wish."""
+    write_inputs_of_stage_9(recipe)
     write_decoded(recipe)
     stage = (*NEEDED.split(), "--stage", "12", "--asr_exp", "exp/student")
     answer = shell(recipe, "./kd.sh", *stage)
-    lm = "exp/lm_train_bpe30/config.yaml is not there"
+    lm = "exp/lm_train_bpe30/config.yaml not found"
     assert f"{lm}, no LM is used" in answer.stdout
+    assert "decoding of test with stock" in answer.stdout
     program(recipe / "asr.sh", "#!/bin/sh\nexit 1\n")
     answer = shell(recipe, "./kd.sh", *stage)
     assert answer.returncode != 0
@@ -191,7 +211,7 @@ def test_missing_queue_falls_back_to_this_machine(recipe):
     (recipe / "cmd.sh").write_text(
         'export train_cmd="no_such_queue.pl --mem 4G" cuda_cmd=cat decode_cmd=cat\n'
     )
-    answer = kd(recipe, f"{NEEDED} --stage 100")
+    answer = kd(recipe, f"{NEEDED} {NOTHING}")
     assert answer.returncode == 0
     assert "no_such_queue.pl is not on PATH" in answer.stdout
 
@@ -199,7 +219,7 @@ def test_missing_queue_falls_back_to_this_machine(recipe):
 def test_a_copy_of_kd_sh_finds_our_files(recipe):
     (recipe / "kd.sh").unlink()
     shutil.copy(TEMPLATE / "kd.sh", recipe / "kd.sh")
-    answer = kd(recipe, f"{NEEDED} --stage 100")
+    answer = kd(recipe, f"{NEEDED} {NOTHING}")
     assert answer.returncode == 0, answer.stderr
 
 
@@ -217,7 +237,7 @@ def test_what_asr_sh_made_is_left_alone(recipe):
         student / "valid.acc.ave_1best.pth",
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("made by asr.sh\n")
+        file.write_text("<blank>\n<unk>\na\n")
     before = {path: path.stat().st_mtime_ns for path in recipe.rglob("*")}
     options = f"{NEEDED} --token_type char --asr_exp exp/student --skip_stages 7"
     answer = kd(recipe, f"{options} --stage 2 --stop_stage 4")
@@ -307,15 +327,11 @@ def test_the_recipes_own_scoring_is_called(decoded):
 
 @pytest.mark.parametrize("lines, jobs", [(16, 16), (40, 32), (7, 3), (1, 1)])
 def test_keys_are_split_in_equal_parts(tmp_path, lines, jobs):
-    """The function itself, out of kd.sh; some lines are long."""
-    script = (TEMPLATE / "kd.sh").read_text()
-    names = "lines_of", "split_keys"
-    functions = [
-        re.search(rf"^{n}\(\).*?}}\n(?=\w)", script, re.M | re.S) for n in names
-    ]
+    """The function itself; some lines are long."""
     keys = [f"utt{n} {'x' * (n % 5) ** 4}.wav\n" for n in range(lines)]
     (tmp_path / "wav.scp").write_text("".join(keys))
-    command = "".join(f[0] for f in functions) + f"split_keys wav.scp keys {jobs}"
+    functions = TEMPLATE / "utils" / "kd_functions.sh"
+    command = f". {functions}; split_keys wav.scp keys {jobs}"
     answer = shell(tmp_path, "bash", "-euc", command)
     assert answer.returncode == 0, answer.stderr
     files = [tmp_path / "keys" / f"keys.{n + 1}.scp" for n in range(jobs)]
@@ -330,9 +346,33 @@ def test_path_sh_of_the_recipe_comes_first(recipe):
     (recipe / "kd.sh").unlink()
     shutil.copy(TEMPLATE / "kd.sh", recipe / "kd.sh")
     (recipe / "path.sh").write_text(f"export PYTHONPATH={REPO}\n")
-    options = [*NEEDED.split(), "--stage", "100", "--python", sys.executable]
+    options = [*NEEDED.split(), *NOTHING.split(), "--python", sys.executable]
     answer = shell(recipe, "./kd.sh", *options, PYTHONPATH="")
     assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize(
+    "log, message",
+    [
+        (
+            "Traceback (most recent call last):\n  File x\nKeyError: 1\n\nDuring the "
+            "handling:\n\nTraceback (most recent call last):\n  File y\n"
+            "espnet_kd.tasks.options.ConfigurationError: kd_conf: no\n# Ended (code 1)",
+            "ConfigurationError: kd_conf: no",
+        ),
+        (
+            "usage: x\nasr_train.py: error: no such\n# Ended",
+            "asr_train.py: error: no such",
+        ),
+        ("INFO: 1epoch\n# Ended (code -9) at", "killed, as for lack of memory"),
+        ("# Started\n# Ended (code 1)\n", ""),
+    ],
+)
+def test_what_a_failed_command_said(tmp_path, log, message):
+    (tmp_path / "train.log").write_text(log)
+    command = f". {TEMPLATE}/utils/kd_functions.sh; refusal_in train.log"
+    answer = shell(tmp_path, "bash", "-euc", command)
+    assert answer.stdout == message + "\n", answer.stderr
 
 
 class TestRunJobs:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from espnet_kd.student.rates import slow_down, strides_to_common_rate
+from espnet_kd.student.fitting import strides_to_common_rate
+from espnet_kd.student.rates import slow_down
 
 X = torch.tensor(
     [

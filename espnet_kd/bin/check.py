@@ -1,0 +1,120 @@
+"""Find what is wrong with a run of kd.sh before its first stage; kd.sh calls this.
+
+    python -m espnet_kd.bin.check wanted="9 10" asr_config=conf/train.yaml ...
+
+Prints every fault to stderr and exits 1 where there is one. With --dry_run it prints
+the table of the stages too, with an estimate of what they take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import redirect_stderr
+from dataclasses import fields
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from espnet_kd.bin.preset import OF_ONE_RUN
+from espnet_kd.models.config import read_config
+from espnet_kd.planning.chain import Chain
+from espnet_kd.planning.checks import faults
+from espnet_kd.planning.outlook import outlook, planner_options
+
+if TYPE_CHECKING:
+    from espnet_kd.planning.stages import Stage
+
+LISTS = ("state", "fault")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dry_run", action="store_true", help="print the table too")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="what kd.sh resolved, see espnet_kd/planning/chain.py",
+    )
+    return parser
+
+
+def chain_of(words: list[str]) -> Chain:
+    """The run that NAME=VALUE words describe.
+
+    Raises:
+        ValueError: a name is not known.
+    """
+    known = {each.name for each in fields(Chain)}
+    values: dict = {name: [] for name in LISTS}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise ValueError(f"{name}: no such name; known: {sorted(known)}")
+        if name in LISTS:
+            values[name].append(value)
+        else:
+            values[name] = value
+    return Chain(**values)
+
+
+def estimate(chain: Chain) -> tuple[list[Stage], str]:
+    """The planner's stages, or none, and a line that says how good they are or why
+    there are none. It builds the models, so it imports torch."""
+    said = StringIO()
+    try:
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(said):
+            words = planner_options(chain, _teacher_configs(chain, Path(folder)))
+            from espnet_kd.bin import plan
+
+            args = plan.get_parser().parse_args(words)
+            stages = plan.plan(plan.recipe_of(args))
+    except (OSError, ValueError, SystemExit, yaml.YAMLError) as error:
+        reason = said.getvalue().strip().split("\n")[-1]  # of a parser that exits
+        return [], f"No estimate: {reason if isinstance(error, SystemExit) else error}"
+    training = "hours of training on CPUs are not estimated"
+    if args.ngpu and int(chain.ngpu):
+        training = f"on {args.ngpu} x {args.gpu}"
+    return stages, (
+        f"Hours and disk are estimates, good to a factor of two ({training}); "
+        "python -m espnet_kd.bin.plan has more"
+    )
+
+
+def _teacher_configs(chain: Chain, folder: Path) -> list[Path]:
+    """A training configuration of each teacher: its own, or what a trained one's
+    config.yaml says of the model."""
+    configs = []
+    for index, teacher in enumerate(chain.teachers):
+        if index == 0 and chain.teacher_asr_config:
+            configs.append(Path(chain.teacher_asr_config))
+            continue
+        config = read_config(f"{teacher}/config.yaml")
+        config = {k: v for k, v in config.items() if not OF_ONE_RUN.fullmatch(k)}
+        configs.append(folder / f"{Path(teacher).name}.yaml")
+        configs[-1].write_text(yaml.safe_dump(config), encoding="utf-8")
+    if not configs:
+        raise ValueError("there is no teacher")
+    return configs
+
+
+def main(cmd: list[str] | None = None) -> int:
+    """Parse, check, print; 1 where a fault is found."""
+    args = get_parser().parse_args(cmd)
+    chain = chain_of(args.names)
+    found = faults(chain)
+    if args.dry_run:
+        plan, note = estimate(chain)
+        print(outlook(chain, plan), note, sep="\n")
+    for fault in found:
+        print(f"Error: {fault}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What is wrong with a run of kd.sh, found before its first stage.
+
+Configurations and names of files are read, no model is built and no torch imported:
+what only a built model shows (names of hidden layers, for example) is refused by its
+training.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from espnet_kd.models.config import nodes_of
+from espnet_kd.models.files import damage_of
+from espnet_kd.planning import fit
+from espnet_kd.planning.chain import STAGES, Chain, Input, inputs, is_foreign
+from espnet_kd.planning.configurations import (
+    Described,
+    named,
+    read_yaml,
+    student_of,
+    teachers_of,
+)
+from espnet_kd.student.presets import read_preset
+
+# ESPnet's default best_model_criterion.
+CRITERIA = (("valid", "loss"), ("valid", "acc"), ("train", "loss"), ("train", "acc"))
+AVERAGE = re.compile(r"(train|valid)\.(\w+)\.(?:ave(?:_\d+best)?|best)\.pth")
+
+
+def faults(chain: Chain) -> list[str]:
+    """Every fault that is found, each once and with its remedy."""
+    found = [*chain.fault]
+    for look in LOOKS:
+        found += look(chain)
+    return list(dict.fromkeys(found))
+
+
+def lacking_options(c: Chain) -> Iterator[str]:
+    """Names without which a stage has nothing to work with."""
+    asking = [number for number in (6, 8, 10, 11) if c.asks_for(number)]
+    if asking and not c.teachers:
+        yield (
+            "--teacher_exp (a trained teacher) or --teacher_asr_config (stage 5 trains "
+            f"it) is needed for stage {asking[0]} ({STAGES[asking[0]]})"
+        )
+    is_taken = bool(c.teachers) and is_foreign(c.teachers[0], "config.yaml")
+    if c.asks_for(5) and not c.teacher_asr_config and not is_taken:
+        yield (
+            "--teacher_asr_config is needed for stage 5 (teacher training); with a "
+            "trained teacher give --teacher_exp and --skip_stages 5"
+        )
+    for stage in (8, 10):
+        if c.asks_for(stage) and not c.kd_config:
+            yield (
+                f"--kd_config is needed for stage {stage} ({STAGES[stage]}), for "
+                "example conf/kd/one_best_path.yaml"
+            )
+
+
+def lacking_inputs(c: Chain) -> Iterator[str]:
+    """Files that are not there and that no stage of this run makes."""
+    for stage in c.stages:
+        for file in inputs(c, stage):
+            if not c.is_made(file):
+                yield lacks(file)
+    script = Path("local/data.sh")
+    if c.asks_for(1) and script.exists() and not os.access(script, os.X_OK):
+        yield f"{script}: is not executable; chmod +x {script}"
+
+
+def lacks(file: Input) -> str:
+    """A missing file, and who makes it."""
+    if not file.made_by:
+        return f"{file.path}: not found"
+    stages = " or ".join(map(str, file.made_by))
+    return (
+        f"{file.path}: not found; run stage {stages} of kd.sh, or what makes it in "
+        "asr.sh, first"
+    )
+
+
+def lacking_models(c: Chain) -> Iterator[str]:
+    """There is something to decode, under the name that is asked for."""
+    if not c.asks_for(12, 13, 14):
+        return
+    systems = c.systems()
+    is_any = any(
+        c.asks_for(stage) or Path(folder, model).exists() or _is_done(folder)
+        for folder, model, stage in systems
+    )
+    if not is_any:
+        yield "nothing is trained: run stages 5, 9, 10 and 11 first"
+    for folder, model, _ in systems:
+        if _is_done(folder) and not Path(folder, model).exists():
+            yield (
+                f"{folder} is trained and has no {model}: give --inference_asr_model "
+                "(--teacher_model, --sparse_model)"
+            )
+
+
+def _is_done(folder: str) -> bool:
+    return Path(folder, ".done").exists()
+
+
+def configurations(c: Chain) -> Iterator[str]:
+    """Every configuration that a stage reads can be read."""
+    readers = {"kd_config": read_preset, "sparse_config": read_preset}
+    for option, stages in {
+        "asr_config": (4, 9, 10),
+        "teacher_asr_config": (4, 5),
+        "kd_config": (6, 8, 10),
+        "sparse_config": (11,),
+        "inference_config": (12,),
+        "teacher_inference_config": (6, 12),
+    }.items():
+        path = getattr(c, option)
+        if path and c.asks_for(*stages):
+            with named(option) as problems:
+                readers.get(option, read_yaml)(path)
+            yield from problems
+
+
+def checkpoints(c: Chain) -> Iterator[str]:
+    """Training will write the checkpoint that is asked for."""
+    student = student_of(c)
+    if student and c.asks_for(12):
+        for stage, exp in ((9, c.asr_exp), (10, c.kd_exp)):
+            args = c.asr_args + (c.kd_args if stage == 10 else "")
+            if c.asks_for(stage) and not _is_trained(exp):
+                yield from _unwritten(
+                    student, args, "inference_asr_model", c.inference_asr_model
+                )
+    for teacher in teachers_of(c):
+        if not teacher.is_trained and not _is_trained(c.teachers[0]):
+            if c.asks_for(6, 10, 11, 12):
+                yield from _unwritten(
+                    teacher, c.teacher_asr_args, "teacher_model", c.teacher_model
+                )
+
+
+def torn(c: Chain) -> Iterator[str]:
+    """A training goes on from its checkpoint.pth, which is whole; so are teachers."""
+    trainings = {9: c.asr_exp, 10: c.kd_exp, 11: c.sparse_exp}
+    if c.teachers and c.teacher_asr_config:
+        trainings[5] = c.teachers[0]
+    for stage, exp in trainings.items():
+        checkpoint = Path(exp, "checkpoint.pth")
+        if c.asks_for(stage) and checkpoint.is_file() and not _is_trained(exp):
+            damage = damage_of(checkpoint)
+            if damage is not None:
+                yield (
+                    f"{checkpoint}: the file is {damage}, so the training cannot go "
+                    "on. Put a copy back, or delete it: training begins anew"
+                    + _weights_of_an_epoch(exp, stage)
+                )
+    if c.asks_for(6, 10, 11, 12):
+        for teacher in c.teachers:
+            model = Path(teacher, c.teacher_model)
+            damage = damage_of(model) if model.is_file() else None
+            if damage is not None:
+                yield f"{model}: the file is {damage}; copy it anew, or train again"
+
+
+def _weights_of_an_epoch(exp: str, stage: int) -> str:
+    """From what a student may begin."""
+    epochs = sorted(Path(exp).glob("*epoch.pth"), key=lambda path: path.stat().st_mtime)
+    if stage not in (9, 10) or not epochs:
+        return ""
+    return f" (with --pretrained_model {epochs[-1]} from the weights of that epoch)"
+
+
+def _is_trained(folder: str) -> bool:
+    return _is_done(folder) or is_foreign(folder, "config.yaml")
+
+
+def _unwritten(model: Described, args: str, option: str, name: str) -> Iterator[str]:
+    match = AVERAGE.fullmatch(name)
+    if match is None or "best_model_criterion" in args:
+        return
+    given = model.config.get("best_model_criterion") or CRITERIA
+    has_accuracy = "tokens" in nodes_of(model.config, model.task)
+    known = [
+        f"{phase}.{value}.ave.pth"
+        for phase, value, *_ in given
+        if value != "acc" or has_accuracy
+    ]
+    if f"{match[1]}.{match[2]}.ave.pth" not in known:
+        yield (
+            f"--{option} {name}: training with {model.path} does not write it (acc "
+            "needs an attention decoder, others stand in best_model_criterion); give "
+            f"{' or '.join(known) or 'another'}"
+        )
+
+
+LOOKS = (
+    lacking_options,
+    configurations,
+    lacking_inputs,
+    lacking_models,
+    checkpoints,
+    torn,
+    fit.tasks,
+    fit.token_lists,
+    fit.distillation,
+    fit.sparse,
+    fit.audio,
+)

@@ -1,0 +1,125 @@
+"""What the configurations of a run of kd.sh say of its models; no torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+from espnet2.utils.nested_dict_action import NestedDictAction
+
+from espnet_kd.models.config import TaskName, read_config, task_of
+from espnet_kd.planning.chain import Chain, is_foreign
+
+T = TypeVar("T")
+# Options of training that are looked at; an option of kd.sh (--asr_args) may set them.
+NESTED = ("kd_conf", "frontend_conf", "encoder_conf", "model_conf")
+PLAIN = ("frontend", "encoder", "decoder", "preencoder")
+
+
+class Described(NamedTuple):
+    """A model that is trained, or that a stage of this run trains.
+
+    `name` is the one used in messages, `path` its configuration.
+    """
+
+    name: str
+    path: str
+    config: Mapping[str, Any]
+    task: TaskName
+    is_trained: bool = False
+
+
+def student_of(chain: Chain) -> Described | None:
+    """None where its configuration cannot be read, which is a fault of its own."""
+    config = or_none(lambda: with_args(read_yaml(chain.asr_config), chain.asr_args))
+    if config is None:
+        return None
+    return Described("the student", chain.asr_config, config, chain.asr_task)
+
+
+def trains_teacher(chain: Chain) -> bool:
+    """Whether stage 5 trains the first teacher in this run."""
+    is_asked_for = 5 in chain.stages and bool(chain.teacher_asr_config)
+    return is_asked_for and not is_foreign(chain.teachers[0], "config.yaml")
+
+
+def teachers_of(chain: Chain) -> list[Described]:
+    """Those whose configurations can be read."""
+    found = []
+    for index, folder in enumerate(chain.teachers):
+        if index == 0 and trains_teacher(chain):
+            path, args = chain.teacher_asr_config, chain.teacher_asr_args
+            config = or_none(lambda p=path, a=args: with_args(read_yaml(p), a))
+            if config is not None:
+                found.append(Described(path, path, config, chain.new_teacher_task))
+            continue
+        path = f"{folder}/config.yaml"
+        config = or_none(lambda p=path: read_config(p))
+        task = config and or_none(lambda p=path: task_of(p))
+        if task:
+            found.append(Described(path, path, config, task, is_trained=True))
+    return found
+
+
+def read_yaml(path: str) -> dict:
+    """A configuration file.
+
+    Raises:
+        FileNotFoundError, yaml.YAMLError, ValueError: it is missing, cannot be parsed,
+            or holds something else than options.
+    """
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: must be a mapping of options to values")
+    return config
+
+
+def with_args(config: Mapping[str, Any], args: str) -> dict:
+    """A training configuration after options of the command line.
+
+    Raises:
+        ValueError: the options cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in NESTED:
+        parser.add_argument(f"--{name}", action=NestedDictAction, default={})
+    for name in PLAIN:
+        parser.add_argument(f"--{name}")
+    known = {k: v for k, v in config.items() if k in (*NESTED, *PLAIN)}
+    parser.set_defaults(**known)
+    try:
+        given, _ = parser.parse_known_args(shlex.split(args))
+    except SystemExit as error:  # argparse has said what is wrong
+        raise ValueError(f"{args}: cannot be read as options of training") from error
+    changed = {k: v for k, v in vars(given).items() if k in config or v}
+    return {**config, **changed}
+
+
+def or_none(read: Callable[[], T]) -> T | None:
+    """A file that cannot be read is told once, not by all who look into it."""
+    try:
+        return read()
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+@contextmanager
+def named(option: str) -> Iterator[list[str]]:
+    """Collects the fault that is raised within, the name of an option before it."""
+    problems: list[str] = []
+    try:
+        yield problems
+    except FileNotFoundError as error:
+        problems.append(f"--{option} {error.filename}: not found")
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        problems.append(f"--{option}: cannot be read as YAML: {reason}")
+    except (OSError, ValueError) as error:
+        problems.append(f"--{option}: {error}")

@@ -1,0 +1,199 @@
+"""Whether the models, tokens and losses of a run of kd.sh fit each other, as far as
+their configurations tell. Faults are told as training would tell them, days later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import humanfriendly
+
+from espnet_kd.models.config import (
+    frame_rate_of,
+    nodes_of,
+    read_config,
+    reads_audio,
+    sampling_rate_of,
+    task_of,
+)
+from espnet_kd.planning.chain import Chain, is_ours
+from espnet_kd.planning.configurations import (
+    Described,
+    named,
+    or_none,
+    student_of,
+    teachers_of,
+    trains_teacher,
+    with_args,
+)
+from espnet_kd.student.config import KDConf, parse_kd_conf
+from espnet_kd.student.fitting import (
+    check_token_lists,
+    compares_frames,
+    strides_to_common_rate,
+    with_known_nodes,
+)
+from espnet_kd.student.presets import read_preset
+
+
+def tasks(c: Chain) -> Iterator[str]:
+    """A trained teacher can teach, a configuration is one of its task."""
+    if c.asks_for(6, 10, 11):
+        for index, folder in enumerate(c.teachers):
+            path = Path(folder, "config.yaml")
+            if path.exists() and not (index == 0 and trains_teacher(c)):
+                with named("teacher_exp") as problems:
+                    task_of(path)
+                yield from problems
+    student = student_of(c)
+    if student and c.asks_for(4, 9, 10):
+        yield from _wrong_task(student, "asr_config", "asr_task")
+    for teacher in teachers_of(c):
+        if not teacher.is_trained:
+            yield from _wrong_task(teacher, "teacher_asr_config", "teacher_task")
+
+
+def _wrong_task(model: Described, option: str, task_option: str) -> Iterator[str]:
+    # Only the stand-alone transducer task describes its encoder block by block.
+    has_blocks = "body_conf" in (model.config.get("encoder_conf") or {})
+    if has_blocks != (model.task == "asr_transducer"):
+        told = "is there" if has_blocks else "is missing"
+        yield (
+            f"--{option} {model.path}: encoder_conf.body_conf {told}, so it is a "
+            f"configuration of task {'asr_transducer' if has_blocks else 'asr'}; give "
+            f"it as --{task_option}, which is {model.task}"
+        )
+
+
+def token_lists(c: Chain) -> Iterator[str]:
+    """The student's token list is one, and those of teachers and LM equal it."""
+    path = Path(c.token_list)
+    is_made_here = 3 in c.stages and is_ours(c.token_dir)
+    if is_made_here or not path.is_file():
+        return
+    tokens = path.read_text(encoding="utf-8").splitlines()
+    if c.asks_for(4, 5, 8, 9, 10, 11):
+        yield from _bad_tokens(path, tokens)
+    teachers = [each for each in teachers_of(c) if each.is_trained]
+    conf = or_none(lambda: _conf(c.kd_config, c.asr_args, c.kd_args))
+    if c.asks_for(10) and conf is not None and conf.losses:
+        yield from _unlike(tokens, teachers)
+    if c.asks_for(11):
+        yield from _unlike(tokens, teachers[:1])
+    lm = Path(c.lm_exp, "config.yaml")
+    if c.asks_for(12) and c.use_lm == "true" and lm.is_file():
+        if read_config(lm).get("token_list") != tokens:
+            yield (
+                f"{lm}: its token list is not that of {path}; train an LM with that "
+                "list, or give --use_lm false"
+            )
+
+
+def _bad_tokens(path: Path, tokens: Sequence[str]) -> Iterator[str]:
+    if not tokens or tokens[0] != "<blank>":
+        yield f"{path}: its first token must be <blank>"
+    if "<unk>" not in tokens:
+        yield f"{path}: <unk> is not among its tokens"
+    seen: set[str] = set()
+    twice = [token for token in tokens if token in seen or seen.add(token)]
+    if twice:
+        yield f"{path}: the token {twice[0]!r} occurs twice"
+
+
+def _unlike(tokens: Sequence[str], teachers: Sequence[Described]) -> Iterator[str]:
+    for teacher in teachers:
+        try:
+            check_token_lists(tokens, teacher.config["token_list"], teacher.name)
+        except ValueError as error:
+            yield str(error)
+
+
+def distillation(c: Chain) -> Iterator[str]:
+    """The losses of stage 10 fit student, teachers, GPUs and a set in parts."""
+    if not c.asks_for(10) or or_none(lambda: read_preset(c.kd_config)) is None:
+        return
+    student, teachers = student_of(c), teachers_of(c)
+    with named("kd_config") as problems:
+        conf = _conf(c.kd_config, c.asr_args, c.kd_args)
+        if student is not None and len(teachers) == len(c.teachers) > 0:
+            _check_fit(c, conf, [student, *teachers])
+        yield from _alone(c, conf)
+    yield from problems
+
+
+def sparse(c: Chain) -> Iterator[str]:
+    """The preset of stage 11 prunes, and the teacher, which the student is, has the
+    nodes of its losses."""
+    if not c.asks_for(11) or or_none(lambda: read_preset(c.sparse_config)) is None:
+        return
+    teachers = teachers_of(c)
+    with named("sparse_config") as problems:
+        conf = _conf(c.sparse_config, c.sparse_args)
+        if conf.pruning is None:
+            yield (
+                f"--sparse_config {c.sparse_config}: kd_conf.pruning is missing, and "
+                "makes a student sparse; see conf/kd/sparse.yaml"
+            )
+        if len(teachers) == len(c.teachers) > 0:
+            _check_fit(c, conf, [teachers[0]._replace(name="the student"), *teachers])
+    yield from problems
+
+
+def _conf(preset: str, *args: str) -> KDConf:
+    """`kd_conf` of a preset after options of the command line."""
+    config = {"kd_conf": read_preset(preset).get("kd_conf") or {}}
+    return parse_kd_conf(with_args(config, " ".join(args))["kd_conf"])
+
+
+def _check_fit(c: Chain, conf: KDConf, models: Sequence[Described]) -> None:
+    """ValueError where a model lacks nodes, or frame rates cannot be matched."""
+    if not conf.needs_teacher:
+        return
+    have = {each.name: nodes_of(each.config, each.task) for each in models}
+    if not compares_frames(with_known_nodes(conf, have)):
+        return
+    rate = humanfriendly.parse_size(c.fs)
+    rates = {m.name: frame_rate_of(m.config, m.task, rate) for m in models}
+    known = {name: each for name, each in rates.items() if each}
+    if known:
+        strides_to_common_rate(known)
+
+
+def _alone(c: Chain, conf: KDConf) -> Iterator[str]:
+    """Full-sum KD compares the entries of one batch on one GPU."""
+    if not any("sequence" in loss.nodes for loss in conf.losses):
+        return
+    for option in ("ngpu", "num_splits_asr"):
+        if int(getattr(c, option) or 1) > 1:
+            yield (
+                f"--{option} {getattr(c, option)}: nodes: sequence ({c.kd_config}) "
+                "compares the hypotheses of an utterance, which must lie in one batch "
+                f"of one process; give --{option} 1"
+            )
+
+
+def audio(c: Chain) -> Iterator[str]:
+    """Teachers read the audio that the student reads; each has a weight or none has."""
+    if not c.asks_for(6, 10, 11):
+        return
+    weights = c.teacher_weights.split()
+    if weights and len(weights) != len(c.teachers):
+        yield (
+            f"--teacher_weights: {len(weights)} weights for {len(c.teachers)} "
+            "teachers; give one for each, or none for equal weights"
+        )
+    rate = humanfriendly.parse_size(c.fs)
+    for teacher in teachers_of(c):
+        if not teacher.is_trained:
+            continue
+        if not reads_audio(teacher.config):
+            yield (
+                f"input_size: {teacher.name} reads features, but student and teachers "
+                "share a waveform; give a teacher that was trained from raw audio"
+            )
+        elif sampling_rate_of(teacher.config) != rate:
+            yield (
+                f"frontend_conf.fs: {teacher.name} was trained on "
+                f"{sampling_rate_of(teacher.config)} Hz audio, --fs {c.fs} is {rate} "
+                "Hz; both read the same waveform"
+            )

@@ -1,0 +1,31 @@
+"""KD presets (conf/kd/*.yaml): what they hold, read without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from espnet_kd.student.config import parse_kd_conf
+
+SECTIONS = ("kd_set", "kd_conf", "training")
+
+
+def read_preset(path: str | Path) -> dict:
+    """The sections of a preset.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a section is not known or the losses are not valid.
+    """
+    preset = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(preset, dict):
+        raise ValueError(f"{path}: must be a mapping with the sections {SECTIONS}")
+    for name in preset:
+        if name not in SECTIONS:
+            raise ValueError(f"{path}: {name}: no such section; known: {SECTIONS}")
+    try:
+        parse_kd_conf(preset.get("kd_conf") or {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return preset

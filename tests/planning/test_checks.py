@@ -1,0 +1,293 @@
+"""Faults of a run of kd.sh that are found before its first stage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_kd.planning.chain import Chain
+from espnet_kd.planning.checks import faults
+
+TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
+ATTENTION = {"encoder": "conformer", "decoder": "transformer"}
+TRANSDUCER = {
+    "encoder_conf": {"body_conf": [{"block_type": "conformer"}]},
+    "joint_network_conf": {"joint_space_size": 8},
+}
+TRAINED = {"token_list": TOKENS, "ctc_conf": {}, "frontend_conf": {"fs": 16000}}
+PRESET = {"kd_conf": {"losses": [{"nodes": "tokens"}]}}
+# Stage 10 of a dropped-in recipe, in which nothing is wrong.
+STAGE_10 = dict(
+    wanted="10",
+    data_feats="dump/raw",
+    train_set="train",
+    valid_set="valid",
+    fs="16k",
+    token_type="char",
+    token_dir="data/token_list/char",
+    token_list="data/token_list/char/tokens.txt",
+    asr_task="asr",
+    asr_config="conf/student.yaml",
+    asr_exp="exp/student",
+    asr_stats_dir="exp/stats",
+    teacher_exp="exp/teacher",
+    teacher_model="valid.acc.ave.pth",
+    kd_config="conf/kd.yaml",
+    kd_data="dump/raw/train_kd",
+    kd_exp="exp/student_kd",
+    inference_asr_model="valid.acc.ave.pth",
+    ngpu="1",
+    num_splits_asr="1",
+)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch) -> Path:
+    """A recipe folder that is ready for stage 10."""
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "conf/student.yaml": yaml.safe_dump(ATTENTION),
+        "conf/kd.yaml": yaml.safe_dump(PRESET),
+        "exp/teacher/config.yaml": yaml.safe_dump({**ATTENTION, **TRAINED}),
+        "exp/teacher/valid.acc.ave.pth": "weights",
+        "data/token_list/char/tokens.txt": "\n".join(TOKENS) + "\n",
+        "dump/raw/valid/wav.scp": "",
+        "dump/raw/train_kd/wav.scp": "",
+        "dump/raw/train_kd_shapes/speech_shape": "",
+        "dump/raw/train_kd_shapes/text_shape.char": "",
+        "exp/stats/valid/speech_shape": "",
+    }
+    for name, text in files.items():
+        write(name, text)
+    return tmp_path
+
+
+def write(name: str, text: str | dict) -> None:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+
+
+def teacher(**changes) -> None:
+    write("exp/teacher/config.yaml", {**ATTENTION, **TRAINED, **changes})
+
+
+def loss(**fields) -> None:
+    write("conf/kd.yaml", {"kd_conf": {"losses": [fields]}})
+
+
+def found(**changes: str) -> list[str]:
+    return faults(Chain(**{**STAGE_10, **changes}))
+
+
+def test_a_recipe_without_faults(recipe: Path):
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (None, {"asr_config": "conf/x.yaml"}, "--asr_config conf/x.yaml: not found"),
+        (None, {"kd_config": "conf/x.yaml"}, "--kd_config conf/x.yaml: not found"),
+        (None, {"kd_config": ""}, "--kd_config is needed for stage 10"),
+        (None, {"teacher_exp": ""}, "--teacher_exp (a trained teacher) or"),
+        (None, {"teacher_exp": "exp/x"}, "exp/x/config.yaml: not found"),
+        (None, {"teacher_model": "1epoch.pth"}, "exp/teacher/1epoch.pth: not found"),
+        (None, {"pretrained_model": "exp/x.pth:a:b"}, "exp/x.pth: not found"),
+        (None, {"fs": "8k"}, "exp/teacher/config.yaml was trained on 16000 Hz audio"),
+        (None, {"teacher_weights": "1 2"}, "--teacher_weights: 2 weights for 1"),
+        (None, {"kd_args": "--kd_conf rate=mean"}, "kd_conf: rate: 'mean' is none of"),
+        (None, {"asr_task": "asr_transducer"}, "a configuration of task asr; give"),
+        (
+            lambda: write("conf/student.yaml", "a: [\n"),
+            {},
+            "--asr_config: cannot be read as YAML",
+        ),
+        (
+            lambda: write("conf/student.yaml", "just words\n"),
+            {},
+            "--asr_config: conf/student.yaml: must be a mapping",
+        ),
+        (
+            lambda: write("conf/kd.yaml", {"kd_config": {}}),
+            {},
+            "conf/kd.yaml: kd_config: no such section",
+        ),
+        (
+            lambda: loss(nodes="lattice"),
+            {},
+            "kd_conf.losses[0].nodes: 'lattice' is not in every model (the student: "
+            "['frames', 'sequence', 'tokens']",
+        ),
+        (
+            lambda: write("conf/student.yaml", {**ATTENTION, "decoder": None}),
+            {},
+            "'tokens' is not in every model (the student: ['frames', 'sequence']",
+        ),
+        (
+            lambda: teacher(model_conf={"ctc_weight": 1.0}),
+            {},
+            "exp/teacher/config.yaml: ['frames', 'sequence']",
+        ),
+        (
+            lambda: teacher(token_list=[*TOKENS[:3], "c", "<sos/eos>"]),
+            {},
+            "they first differ at index 3: 'b' and 'c'",
+        ),
+        (
+            lambda: teacher(ctc_conf=None) or write("exp/teacher/config.yaml", "a: 1"),
+            {},
+            "exp/teacher/config.yaml: neither `joint_network_conf`",
+        ),
+        (
+            lambda: teacher(input_size=80),
+            {},
+            "exp/teacher/config.yaml reads features",
+        ),
+        (
+            lambda: [
+                loss(nodes="frames"),
+                teacher(encoder_conf={"input_layer": "conv2d6"}),
+            ],
+            {},
+            "frame rates: the student makes 31.25 encoder frames per second and "
+            "exp/teacher/config.yaml 20.83",
+        ),
+        (
+            lambda: loss(nodes="sequence"),
+            {"ngpu": "4"},
+            "--ngpu 4: nodes: sequence (conf/kd.yaml) compares",
+        ),
+        (
+            lambda: write("data/token_list/char/tokens.txt", "<blank>\n<unk>\na\na\n"),
+            {},
+            "data/token_list/char/tokens.txt: the token 'a' occurs twice",
+        ),
+        (
+            lambda: Path("dump/raw/train_kd/wav.scp").unlink(),
+            {},
+            "dump/raw/train_kd/wav.scp: not found; run stage 8 of kd.sh",
+        ),
+    ],
+)
+def test_fault(recipe: Path, change, options: dict, message: str):
+    if change is not None:
+        change()
+    assert any(message in fault for fault in found(**options)), found(**options)
+
+
+def test_all_faults_are_found_at_once(recipe: Path):
+    teacher(token_list=TOKENS[:-1], input_size=80)
+    faults = found(asr_config="conf/x.yaml", teacher_weights="1 2")
+    for part in ("conf/x.yaml", "token_list:", "reads features", "2 weights"):
+        assert sum(part in fault for fault in faults) == 1, faults
+
+
+def test_what_fits_is_no_fault(recipe: Path):
+    """Integer ratios of frame rates, and what sequence-level KD does without."""
+    loss(nodes="frames")
+    teacher(encoder_conf={"input_layer": "conv2d8"})
+    assert found() == []
+    write("conf/kd.yaml", {"kd_set": {"nbest": 4}})  # text alone is taught
+    teacher(token_list=["<blank>", "x"], encoder_conf={"input_layer": "conv2d6"})
+    assert found() == []
+    write("conf/kd.yaml", {"kd_conf": {"losses": [{"nodes": ["frames", "lattice"]}]}})
+    teacher()
+    assert found() == []  # of a list, what both have
+
+
+def test_options_change_a_configuration(recipe: Path):
+    loss(nodes="frames")
+    write("conf/student.yaml", {**ATTENTION, "model_conf": {"ctc_weight": 0.0}})
+    assert "'frames' is not in every model" in found()[0]
+    assert found(asr_args="--max_epoch 3 --model_conf ctc_weight=0.3") == []
+
+
+def test_a_file_that_an_earlier_stage_makes_is_no_fault(recipe: Path):
+    Path("dump/raw/train_kd/wav.scp").unlink()
+    for name in ("wav.scp", "text"):
+        write(f"dump/raw/train/{name}", "")
+    assert found(wanted="8 10") == []
+    Path("data/token_list/char/tokens.txt").unlink()
+    assert "tokens.txt: not found; run stage 3" in found(wanted="8 10")[0]
+    own = "conf/own_tokens.txt"  # no stage makes a list at this place
+    given = found(wanted="3 8 10", teacher_train_set="train", token_list=own)
+    assert f"{own}: not found" in given
+
+
+def test_the_checkpoint_is_one_that_training_writes(recipe: Path):
+    """A transducer has no accuracy; kd.sh found that out in stage 12."""
+    write("conf/student.yaml", TRANSDUCER)
+    teacher(**TRANSDUCER)
+    loss(nodes="path")
+    options = dict(asr_task="asr_transducer", wanted="10 12", eval_sets="valid")
+    (fault,) = found(**options)
+    assert "--inference_asr_model valid.acc.ave.pth" in fault
+    assert "give valid.loss.ave.pth or train.loss.ave.pth" in fault
+    write("conf/student.yaml", {**TRANSDUCER, "best_model_criterion": [["valid", "x"]]})
+    assert "give valid.x.ave.pth" in found(**options)[0]
+    assert found(**options, inference_asr_model="valid.x.ave.pth") == []
+
+
+def test_lm_and_ngram(recipe: Path):
+    for folder in ("exp/student", "exp/lm"):
+        write(f"{folder}/config.yaml", {"token_list": TOKENS[1:]})
+    options = dict(
+        wanted="12",
+        eval_sets="valid",
+        use_lm="true",
+        lm_exp="exp/lm",
+        inference_lm="valid.loss.ave.pth",
+        use_ngram="true",
+        ngram_exp="exp/ngram",
+        inference_ngram="3gram.bin",
+    )
+    assert sorted(found(**options)) == [
+        "exp/lm/config.yaml: its token list is not that of "
+        "data/token_list/char/tokens.txt; train an LM with that list, or give "
+        "--use_lm false",
+        "exp/lm/valid.loss.ave.pth: not found",
+        "exp/ngram/3gram.bin: not found",
+    ]
+
+
+def test_the_sparse_student(recipe: Path):
+    """It is its teacher: an attention model has no lattice."""
+    names = ("train/speech_shape", "train/text_shape.char", "valid/speech_shape")
+    for name in (*(f"exp/stats/{each}" for each in names), "dump/raw/train/wav.scp"):
+        write(name, "")
+    write("dump/raw/train/text", "")
+    options = dict(
+        wanted="11",
+        teacher_train_set="train",
+        teacher_stats_dir="exp/stats",
+        sparse_config="conf/sparse.yaml",
+        sparse_exp="exp/sparse",
+    )
+    write("conf/sparse.yaml", {"kd_conf": {"losses": [{"nodes": "lattice"}]}})
+    lacking, unfit = found(**options)
+    assert "--sparse_config conf/sparse.yaml: kd_conf.pruning is missing" in lacking
+    assert "'lattice' is not in every model" in unfit
+    write("conf/sparse.yaml", {"kd_conf": {"pruning": {"sparsity": 0.5, "end": 9}}})
+    assert found(**options) == []
+
+
+def test_no_torch_is_imported(recipe: Path):
+    """kd.sh pays for the check at each start."""
+    words = [f"{name}={value}" for name, value in STAGE_10.items()]
+    code = (
+        "import sys; from espnet_kd.bin.check import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or ('torch' in sys.modules) * 7)"
+    )
+    repo = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={"PYTHONPATH": str(repo)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
