@@ -5,6 +5,7 @@
 # make docs    the pages of docs/ as HTML, into docs/_build/html
 # make bench   time and memory of the lattice losses, into benchmarks/RESULTS.md
 # make env     the environment alone
+# make espnet-recipes  ESPnet's own recipes, for the drop-in tests (36 MB, into .cache)
 # make clean   delete environments and what the demo made
 #
 # Each builds the environment that it needs. ENV=A (Python 3.10, k2) or ENV=B (Python 3.11,
@@ -24,7 +25,7 @@ ifneq ($(shell grep -m1 AuthenticAMD /proc/cpuinfo 2>/dev/null),)
 export MKL_DEBUG_CPU_TYPE ?= 5
 endif
 
-.PHONY: demo demo-small test lint docs bench env clean
+.PHONY: demo demo-small test lint docs bench env espnet-recipes clean
 
 demo:
 	@$(in_env) cd egs/mini/asr1 && DEMO_SIZE=$(DEMO_SIZE) ./run.sh
@@ -53,6 +54,9 @@ bench:
 
 env:
 	@$(in_env) python -m espnet_kd.bin.doctor
+
+espnet-recipes:
+	@$(in_env) python -m tests.recipes.espnet_recipes
 
 clean:
 	rm -rf .venv-A .venv-B build dist docs/_build *.egg-info .pytest_cache .ruff_cache

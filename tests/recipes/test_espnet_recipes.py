@@ -1,0 +1,208 @@
+"""kd.sh, option by option, in every recipe of ESPnet: nothing is trained."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.recipes import espnet_recipes
+from tests.recipes.espnet_recipes import REPO, line_with_kd_sh
+
+ASR_SH = "egs2/TEMPLATE/asr1/asr.sh"
+# Recipes of 202611 that do not hand on what their run.sh is given, as the page says.
+DEAF = {"chime7_task1", "chime8_task1", "clotho_v2", "ml_openslr63", "ml_superb"}
+DEAF |= {"tedlium3"}
+
+
+def calls_of(script: str, program: str) -> list[str]:
+    """The lines of a shell script that name a program, continued ones joined."""
+    lines = script.replace("\\\n", " ").splitlines()
+    named = re.compile(rf"(?<![\w.-]){re.escape(program)}(?![\w.-])")
+    return [line for line in lines if named.search(re.sub(r"(^|\s)#.*", "", line))]
+
+
+def test_every_call_of_asr_sh_becomes_one_of_kd_sh(espnet_root: Path, tmp_path: Path):
+    """By the command of docs/dropping_in.md, in every run.sh of the tree."""
+    scripts = sorted(espnet_root.glob("egs2/*/asr1/run*.sh"))
+    assert scripts
+    for path in scripts:
+        shutil.copy(path, tmp_path / "run.sh")
+        subprocess.run(["bash", "-c", line_with_kd_sh()], cwd=tmp_path, check=True)
+        before, after = (
+            (tmp_path / name).read_text() for name in ("run.sh", "run_kd.sh")
+        )
+        calls = calls_of(before, "asr.sh")
+        assert calls, path
+        assert calls_of(after, "asr.sh") == [], path
+        assert len(calls_of(after, "kd.sh")) == len(calls), path
+        # And nothing else is changed.
+        assert re.sub(r"\bkd\.sh\b", "asr.sh", after) == before, path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "./asr.sh \\\n    --lang en",
+        "  ./asr.sh --lang en",
+        "\tbash asr.sh --lang en",
+        'if true; then "./asr.sh" --lang en; fi',
+        "true && exec ./asr.sh --lang en",
+        '"${PWD}/asr.sh" --lang en',
+        "(./asr.sh --lang en) | cat",
+    ],
+)
+def test_ways_to_call_asr_sh(tmp_path: Path, line: str):
+    """As people write them; a script whose name ends alike is left alone."""
+    for name in ("asr.sh", "kd.sh", "enh_asr.sh"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "run.sh").write_text(f"./enh_asr.sh\n{line}\n")
+    done = subprocess.run(
+        ["bash", "-c", f"{line_with_kd_sh()}; bash run_kd.sh"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "enh_asr.sh\nkd.sh --lang en\n"
+
+
+def test_recipes_that_hand_on_no_options(espnet_root: Path):
+    """docs/dropping_in.md names them: options of run_kd.sh are lost there."""
+    if espnet_root != espnet_recipes.FOLDER:
+        pytest.skip("other releases have other recipes")
+    deaf = {
+        path.parents[1].name
+        for path in espnet_root.glob("egs2/*/asr1/run.sh")
+        if not any("$@" in call for call in calls_of(path.read_text(), "asr.sh"))
+    }
+    page = (REPO / "docs/dropping_in.md").read_text()
+    assert deaf == DEAF
+    assert all(f"`{name}`" in page for name in DEAF)
+
+
+def test_torn_archive_leaves_nothing_half_done(tmp_path: Path, monkeypatch):
+    """What a killed run left is cleared away; a second call does not download."""
+    name = espnet_recipes.FOLDER.name
+    downloads = []
+
+    def download(folder: Path) -> Path:
+        assert not folder.exists()
+        downloads.append(folder)
+        source = tmp_path / f"source/{name}/egs2"
+        for recipe in ("TEMPLATE", "corpus"):
+            (source / recipe / "asr1").mkdir(parents=True, exist_ok=True)
+        (source / "TEMPLATE/asr1/scripts").mkdir(exist_ok=True)
+        (source / "TEMPLATE/asr1/scripts/tool.sh").write_text("true")
+        (source.parent / "other").write_text("not needed")
+        folder.mkdir()
+        archive = folder / f"{name}.tar.gz"
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(source.parent, name)
+        if len(downloads) == 1:
+            archive.write_bytes(archive.read_bytes()[:-40])
+        return archive
+
+    monkeypatch.setattr(espnet_recipes, "FOLDER", tmp_path / "cache" / name)
+    monkeypatch.setattr(espnet_recipes, "download", download)
+    with pytest.raises(EOFError):
+        espnet_recipes.fetch()
+    assert not (tmp_path / "cache" / name).exists()
+    for _ in range(2):
+        folder = espnet_recipes.fetch()
+    assert len(downloads) == 2
+    assert {path.name for path in folder.parent.iterdir()} == {name, f"{name}.lock"}
+    assert (folder / "egs2/corpus/asr1/scripts/tool.sh").read_text() == "true"
+    assert not (folder / "other").exists()
+
+
+def test_a_registry_that_does_not_answer_is_told(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(espnet_recipes, "FOLDER", tmp_path / "espnet-0")
+    for name, value in {
+        "NO_INDEX": "1",
+        "FIND_LINKS": "",
+        "CONFIG_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(ConnectionError, match="No matching distribution found"):
+        espnet_recipes.fetch()
+    assert not (tmp_path / "espnet-0").exists()
+
+
+# Of a script: its options and their defaults, which stand between these two lines.
+DEFAULTS = r"""
+eval "$(sed -n '/^stage=1 /,/^help_message=/p' "$0" | sed '$d')"
+for name in $(compgen -v); do [[ ! ${name} =~ ^[a-z] ]] || declare -p "${name}"; done
+"""
+NAMES = """
+for name in data_feats token_list bpemodel asr_stats_dir asr_exp lm_exp \\
+    ngram_exp inference_tag; do echo "${name} ${!name}"; done
+"""
+KD_NAMES = """
+mkdir -p "${asr_exp}" "${lm_exp}"
+touch "${asr_exp}/.command" "${lm_exp}/config.yaml" # an LM, and a student of ours
+choose_lm
+choose_search student "${asr_task}" "${asr_exp}" "${inference_asr_model}" >/dev/null
+inference_tag=${tag}
+"""
+
+
+def test_every_option_of_asr_sh_is_taken(espnet_root: Path):
+    """Under its name and with its default."""
+    found = []
+    for script in espnet_root / ASR_SH, REPO / "egs/TEMPLATE/asr1/kd.sh":
+        command = ["env", "-i", shutil.which("bash"), "-c", DEFAULTS, str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append(set(re.findall('declare -- (.*="[^"]*")', done.stdout)))
+    asr, kd = found
+    assert 'nj="32"' in asr and len(asr) > 90
+    assert asr - kd == set()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--token_type char",
+        "--lang en --nbpe 5000 --speed_perturb_factors 0.9|1.0|1.1",
+        "--lang en --asr_args --max_epoch|5|--optim_conf|lr=0.1 --bpemode bpe",
+        "--asr_tag x --lm_tag y --expdir e --dumpdir d --token_type char",
+        "--lm_config conf/train_lm.yaml --lm_args --max_epoch|3 --use_ngram true",
+        "--use_lm false --inference_args --beam_size|3|--ctc_weight|0.3",
+        "--inference_asr_model a/valid.loss.ave.pth --inference_lm 3epoch.pth",
+        "--inference_tag mine --asr_exp exp/own --asr_stats_dir s --lm_exp lm/own",
+    ],
+)
+def test_names_are_asr_shs(espnet_root: Path, tmp_path: Path, options: str):
+    """Both scripts up to where they do something, then what they would work with."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "asr.sh").symlink_to(espnet_root / ASR_SH)
+    for name in ("utils", "scripts", "cmd.sh"):
+        (tmp_path / name).symlink_to((espnet_root / ASR_SH).with_name(name))
+    (tmp_path / "path.sh").write_text("export PATH=utils:$PATH\n")
+    asr = (tmp_path / "asr.sh").read_text().split("# ====", 1)[0]
+    kd = (REPO / "egs/TEMPLATE/asr1/kd.sh").read_text().split("if runs 12 ")[0]
+    given = (
+        "--train_set a --valid_set b --test_sets c --asr_config conf/train_x.yaml "
+        f"--inference_config conf/decode_x.yaml --stage 100 {options}"
+    )
+    words = [word.replace("|", " ") for word in given.split()]
+    said = {}
+    for name, text in (("asr", asr + NAMES), ("kd", kd + KD_NAMES + NAMES)):
+        (tmp_path / f"{name}_names.sh").write_text(text)
+        done = subprocess.run(
+            ["bash", f"./{name}_names.sh", *words, "--python", sys.executable],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = re.findall(r"^(\w+) (.*)$", done.stdout, re.M)
+        said[name] = dict(lines)
+    assert set(said["asr"]) >= {"asr_exp", "inference_tag"}
+    assert said["kd"] == said["asr"]
