@@ -90,7 +90,8 @@ def copy_recipe(root: Path, name: str, top: Path) -> Path:
     # In a checkout some files are links to what other recipes hold.
     for link in [path for path in top.rglob("*") if not path.exists()]:
         target = os.path.relpath(link.parent / os.readlink(link), top)
-        if (root / target).exists() and not (top / target).exists():
+        is_inside = not target.startswith("..")
+        if is_inside and (root / target).exists() and not (top / target).exists():
             _copy(root / target, top / target)
     return top / recipe
 

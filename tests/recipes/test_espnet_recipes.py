@@ -9,9 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
+from espnet2.tasks.asr import ASRTask
 
 from tests.recipes import espnet_recipes
-from tests.recipes.espnet_recipes import REPO, line_with_kd_sh
+from tests.recipes.espnet_recipes import REPO, copy_recipe, line_with_kd_sh
 
 ASR_SH = "egs2/TEMPLATE/asr1/asr.sh"
 # Recipes of 202611 that do not hand on what their run.sh is given, as the page says.
@@ -206,3 +208,126 @@ def test_names_are_asr_shs(espnet_root: Path, tmp_path: Path, options: str):
         said[name] = dict(lines)
     assert set(said["asr"]) >= {"asr_exp", "inference_tag"}
     assert said["kd"] == said["asr"]
+
+
+# The line of each run.sh: what the names of files follow from.
+LINES = {
+    "librispeech": "train_960_sp dev bpe LM",
+    "librispeech_100": "train_clean_100_sp dev bpe",
+    "wsj": "train_si284 test_dev93 char LM",
+    "swbd": "train_nodup_sp train_dev bpe",
+    "an4": "train_nodev_sp train_dev bpe LM",
+    "aishell": "train_sp dev char",
+}
+KD_LINE = (
+    "--skip_stages 5 --teacher_exp exp/asr_large --kd_config conf/kd/sequence.yaml "
+    "--asr_tag small --dry_run true --stage"
+)
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """A program in a recipe, with the Python and the package of the tests."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        words,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def names_by_asr_sh(folder: Path, *options: str) -> dict[str, str]:
+    """What the asr.sh of a recipe makes of the line in its run.sh."""
+    text = (folder / "asr.sh").read_text().split("# ====", 1)[0]
+    more = "asr_config inference_lm valid_set test_sets eval_valid_set nlsyms_txt"
+    (folder / "names.sh").write_text(
+        text + NAMES.replace("data_feats", f"{more} data_feats")
+    )
+    line = (folder / "run.sh").read_text()
+    (folder / "run_names.sh").write_text(line.replace("./asr.sh", "bash names.sh"))
+    done = run(folder, "bash", "run_names.sh", *options)
+    assert done.returncode == 0, done.stderr
+    return dict(re.findall(r"^(\w+) (.*)$", done.stdout, re.M))
+
+
+def files_of(recipe: str, names: dict[str, str]) -> set[str]:
+    """What stages 6 to 14 read of what asr.sh and the teacher's training made."""
+    train, valid, tokens, *lm = LINES[recipe].split()
+    assert names["valid_set"] == valid
+    stats, data = names["asr_stats_dir"], names["data_feats"]
+    files = [f"{data}/{train}/{name}" for name in ("wav.scp", "text")]
+    files += [f"{data}/{valid}/wav.scp", names["token_list"]]
+    files += [names["bpemodel"]] * (tokens == "bpe")
+    files += [
+        f"{stats}/train/{name}" for name in ("speech_shape", f"text_shape.{tokens}")
+    ]
+    files.append(f"{stats}/valid/speech_shape")
+    files += [f"exp/asr_large/{name}" for name in ("config.yaml", "valid.acc.ave.pth")]
+    sets = names["test_sets"].split() + [valid] * (names["eval_valid_set"] == "true")
+    files += [f"{data}/{each}/{name}" for each in sets for name in ("wav.scp", "text")]
+    files += [names["nlsyms_txt"]] * (names["nlsyms_txt"] != "none")
+    files += [f"{names['lm_exp']}/config.yaml"] * bool(lm)
+    return set(files)
+
+
+@pytest.fixture
+def recipe(request, espnet_root: Path, tmp_path: Path) -> Path:
+    """A recipe of ESPnet into which kd.sh is dropped as the page says."""
+    if not (espnet_root / "egs2" / request.param / "asr1/run.sh").exists():
+        pytest.skip(f"{espnet_root} has no egs2/{request.param}/asr1")
+    folder = copy_recipe(espnet_root, request.param, tmp_path)
+    # For this AISHELL's path.sh looks.
+    (tmp_path / "tools/kenlm/build/bin").mkdir(parents=True)
+    module = (sys.executable, "-m", "espnet_kd.bin.install_recipe", ".")
+    for command in (module, ("bash", "-c", line_with_kd_sh())):
+        done = run(folder, *command)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def make(folder: Path, files: set[str], names: dict[str, str]) -> None:
+    """The files as asr.sh leaves them, in short; the teacher is what run.sh trains."""
+    lm = f"{names['lm_exp']}/config.yaml"
+    if lm in files:
+        files = {*files, f"{names['lm_exp']}/{names['inference_lm']}"}
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("utterance 1\n")
+    tokens = ["<blank>", "<unk>", *"abc", "<sos/eos>"]
+    (folder / names["token_list"]).write_text("\n".join(tokens) + "\n")
+    line = ["--config", str(folder / names["asr_config"]), "--output_dir", "exp"]
+    teacher = dict(vars(ASRTask.get_parser().parse_args(line)), token_list=tokens)
+    for name in files & {"exp/asr_large/config.yaml", lm}:
+        (folder / name).write_text(yaml.safe_dump(teacher))
+
+
+def lacking(said: str) -> set[str]:
+    """The files that kd.sh calls missing."""
+    errors = re.findall(r"^Error: (?:--use_lm true: )?(.*)$", said, re.MULTILINE)
+    assert all(
+        re.match(r"\S+: not found; |\S+ not found: |\S+: not found$", e) for e in errors
+    )
+    return {error.split()[0].rstrip(":") for error in errors}
+
+
+@pytest.mark.parametrize("recipe", LINES, indirect=True)
+def test_a_recipes_own_line(recipe: Path):
+    """kd.sh takes it, and looks for what asr.sh makes of it by asr.sh's names."""
+    names = names_by_asr_sh(recipe, "--asr_tag", "small")
+    files = files_of(recipe.parent.name, names)
+    before = set(recipe.rglob("*"))
+    line = ("bash", "run_kd.sh", *KD_LINE.split())
+    done = run(recipe, *line, "6")
+    assert done.returncode == 1
+    assert lacking(done.stderr) == files
+    # From stage 1 on, all but models of others is made.
+    assert lacking(run(recipe, *line, "1").stderr) == {
+        name for name in files if name.startswith(("exp/asr_large", names["lm_exp"]))
+    }
+    assert set(recipe.rglob("*")) == before
+    make(recipe, files, names)
+    done = run(recipe, *line, "6")
+    assert done.returncode == 0, done.stderr
+    stages = re.findall(r"^ ?(\d+) .*  will run$", done.stdout, re.MULTILINE)
+    assert stages == ["6", "8", "9", "10", "12", "13", "14"]
