@@ -170,6 +170,7 @@ def test_every_option_of_asr_sh_is_taken(espnet_root: Path):
     [
         "",
         "--token_type char",
+        "--token_type word --lang en",
         "--lang en --nbpe 5000 --speed_perturb_factors 0.9|1.0|1.1",
         "--lang en --asr_args --max_epoch|5|--optim_conf|lr=0.1 --bpemode bpe",
         "--asr_tag x --lm_tag y --expdir e --dumpdir d --token_type char",
@@ -190,7 +191,8 @@ def test_names_are_asr_shs(espnet_root: Path, tmp_path: Path, options: str):
     kd = (REPO / "egs/TEMPLATE/asr1/kd.sh").read_text().split("if runs 12 ")[0]
     given = (
         "--train_set a --valid_set b --test_sets c --asr_config conf/train_x.yaml "
-        f"--inference_config conf/decode_x.yaml --stage 100 {options}"
+        f"--inference_config conf/decode_x.yaml --skip_data_prep true "
+        f"--skip_train true --skip_eval true {options}"
     )
     words = [word.replace("|", " ") for word in given.split()]
     said = {}
@@ -218,6 +220,7 @@ LINES = {
     "swbd": "train_nodup_sp train_dev bpe",
     "an4": "train_nodev_sp train_dev bpe LM",
     "aishell": "train_sp dev char",
+    "timit": "train dev word",
 }
 KD_LINE = (
     "--skip_stages 5 --teacher_exp exp/asr_large --kd_config conf/kd/sequence.yaml "
@@ -331,3 +334,31 @@ def test_a_recipes_own_line(recipe: Path):
     assert done.returncode == 0, done.stderr
     stages = re.findall(r"^ ?(\d+) .*  will run$", done.stdout, re.MULTILINE)
     assert stages == ["6", "8", "9", "10", "12", "13", "14"]
+
+
+@pytest.mark.parametrize("recipe", ["tedlium3"], indirect=True)
+def test_options_that_a_recipe_loses_are_missed(recipe: Path):
+    """Its run.sh hands on none: kd.sh would be at stage 1, and does not begin."""
+    before = set(recipe.rglob("*"))
+    done = run(recipe, "bash", "run_kd.sh", *KD_LINE.split(), "6")
+    assert done.returncode == 1
+    assert "--teacher_exp (a trained teacher) or --teacher_asr_config" in done.stderr
+    assert "--kd_config is needed" in done.stderr
+    assert set(recipe.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "recipe, refused",
+    [
+        ("stop", "--token_type whisper_multilingual"),
+        ("librimix", "--num_ref 2"),
+        ("speechcommands", "--feats_type fbank_pitch"),
+        ("uslu14", "--use_prompt true"),
+    ],
+    indirect=["recipe"],
+)
+def test_a_recipe_that_kd_cannot_train(recipe: Path, refused: str):
+    """It is told by the option of its run.sh."""
+    done = run(recipe, "bash", "run_kd.sh", *KD_LINE.split(), "6")
+    assert done.returncode == 1
+    assert f"Error: {refused}: " in done.stderr

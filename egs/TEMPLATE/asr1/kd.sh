@@ -30,7 +30,7 @@ teacher_train_set=        # Labelled audio for the teacher (default: train_set).
 unlabelled_set=           # Audio without references, for KD.
 
 # Tokens
-token_type=bpe        # bpe or char.
+token_type=bpe        # bpe, char or word.
 nbpe=30               # Number of word pieces.
 bpemode=unigram       # unigram or bpe.
 lang=noinfo           # Language, part of names.
@@ -246,8 +246,10 @@ data_feats=${dumpdir}/${feats_type}
 _lang=$([ "${lang}" = noinfo ] || echo "${lang}_")
 case ${token_type} in
 bpe) token_name=bpe_${bpemode}${nbpe} token_tag=bpe${nbpe} ;;
-char) token_name=char token_tag=char ;;
-*) fault "--token_type ${token_type}: must be bpe or char" && token_name=${token_type} token_tag=${token_type} ;;
+*)
+    token_name=${token_type} token_tag=${token_type}
+    [[ ${token_type} =~ ^(char|word)$ ]] || fault "--token_type ${token_type}: must be bpe, char or word (tokens of Whisper and Hugging Face are not supported)"
+    ;;
 esac
 token_dir=data/${_lang}token_list/${token_name}
 token_list=${token_list:-${token_dir}/tokens.txt}
