@@ -250,7 +250,8 @@ def names_by_asr_sh(folder: Path, *options: str) -> dict[str, str]:
     line = (folder / "run.sh").read_text()
     (folder / "run_names.sh").write_text(line.replace("./asr.sh", "bash names.sh"))
     done = run(folder, "bash", "run_names.sh", *options)
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        raise ValueError(done.stdout)
     return dict(re.findall(r"^(\w+) (.*)$", done.stdout, re.M))
 
 
@@ -362,3 +363,23 @@ def test_a_recipe_that_kd_cannot_train(recipe: Path, refused: str):
     done = run(recipe, "bash", "run_kd.sh", *KD_LINE.split(), "6")
     assert done.returncode == 1
     assert f"Error: {refused}: " in done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["an4"], indirect=True)
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--valid_set", "train_nodev"),
+        ("--test_sets", "test train_nodev"),
+        ("--use_word_lm", "true"),
+        ("--token_type", "phn"),
+        ("--feats_type", "fbanks"),
+    ],
+)
+def test_what_asr_sh_refuses_is_refused_at_once(recipe: Path, option: str, value: str):
+    """Not only in stage 12, where kd.sh calls asr.sh."""
+    with pytest.raises(ValueError, match="Error: "):
+        names_by_asr_sh(recipe, option, value)
+    done = run(recipe, "bash", "run_kd.sh", *KD_LINE.split(), "1", option, value)
+    assert done.returncode == 1
+    assert f"Error: {option} {value}: " in done.stderr
