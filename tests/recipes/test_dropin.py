@@ -1,6 +1,6 @@
 """kd.sh and the shim in ESPnet's own egs2/mini_an4, with its own asr.sh and audio.
 
-What is imported is the ESPnet that is installed. It takes minutes: sixteen programs of
+What is imported is the ESPnet that is installed. It takes minutes: fifteen programs of
 ESPnet start, each importing it anew.
 """
 
