@@ -7,6 +7,7 @@
 # make bench   time and memory of the lattice losses, into benchmarks/RESULTS.md
 # make env     the environment alone
 # make plain   what `pip install .` gives without constraints, tried with the small demo
+# make espnet-recipes  ESPnet's own recipes, for the drop-in tests (36 MB, into .cache)
 # make clean   delete environments and what the demo made
 #
 # Each builds the environment that it needs, the newest for which a Python is found:
@@ -26,7 +27,7 @@ ifneq ($(shell grep -m1 AuthenticAMD /proc/cpuinfo 2>/dev/null),)
 export MKL_DEBUG_CPU_TYPE ?= 5
 endif
 
-.PHONY: demo demo-small test across lint docs bench env plain clean
+.PHONY: demo demo-small test across lint docs bench env plain espnet-recipes clean
 
 demo:
 	@$(in_env) cd egs/mini/asr1 && DEMO_SIZE=$(DEMO_SIZE) ./run.sh
@@ -70,6 +71,9 @@ plain:
 	.venv-plain/bin/pip install -q ".[demo]"
 	@export PATH="$(CURDIR)/.venv-plain/bin:$$PATH" PYTHONWARNINGS=default && \
 		python -m espnet_kd.bin.doctor && cd egs/mini/asr1 && DEMO_SIZE=small ./run.sh
+
+espnet-recipes:
+	@$(in_env) python -m tests.recipes.espnet_recipes
 
 clean:
 	rm -rf .venv-A .venv-B .venv-C .venv-plain build dist docs/_build *.egg-info .pytest_cache .ruff_cache

@@ -45,13 +45,15 @@ def pieces(vocab: Path) -> list[str]:
     return [line.split("\t")[0] for line in lines][3:]
 
 
-def characters(text: Path, folder: Path, symbols: str, cleaner: str) -> list[str]:
-    """The characters of a text by falling count, as ESPnet's tokenizer splits it."""
+def units(
+    text: Path, folder: Path, token_type: str, symbols: str, cleaner: str
+) -> list[str]:
+    """The characters or words of a text by falling count, as ESPnet splits it."""
     from espnet2.bin.tokenize_text import main as tokenize_text
 
-    output = folder / "characters"
+    output = folder / "units"
     options = dict(
-        token_type="char",
+        token_type=token_type,
         input=text,
         field="2-",
         output=output,
@@ -65,7 +67,7 @@ def characters(text: Path, folder: Path, symbols: str, cleaner: str) -> list[str
 
 
 def make_token_list(args: argparse.Namespace) -> None:
-    """tokens.txt: <blank>, <unk>, the pieces or characters, <sos/eos>."""
+    """tokens.txt: <blank>, <unk>, the pieces, characters or words, <sos/eos>."""
     text, output = Path(args.text), Path(args.output_dir)
     if not sentences(text):
         raise ValueError(
@@ -82,8 +84,8 @@ def make_token_list(args: argparse.Namespace) -> None:
             train_word_pieces(text, folder, args.nbpe, args.bpemode, symbols)
             tokens = pieces(folder / "bpe.vocab")
         else:
-            tokens = characters(text, folder, args.nlsyms_txt, args.cleaner)
-            (folder / "characters").unlink()
+            tokens = units(text, folder, args.token_type, args.nlsyms_txt, args.cleaner)
+            (folder / "units").unlink()
         lines = ["<blank>", "<unk>", *tokens, "<sos/eos>"]
         (folder / "tokens.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for file in folder.iterdir():
@@ -97,7 +99,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text", required=True, help="Kaldi text file")
     parser.add_argument("--output_dir", required=True, help="Where tokens.txt goes")
-    parser.add_argument("--token_type", default="bpe", choices=["bpe", "char"])
+    parser.add_argument("--token_type", default="bpe", choices=["bpe", "char", "word"])
     parser.add_argument("--nbpe", type=int, default=30, help="Word pieces")
     parser.add_argument("--bpemode", default="unigram", choices=["unigram", "bpe"])
     parser.add_argument("--nlsyms_txt", default="none", help="Non-linguistic symbols")

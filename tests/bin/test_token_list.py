@@ -30,19 +30,22 @@ def make(text: Path, **options) -> list[str]:
 
 
 @pytest.mark.parametrize("with_symbols", [False, True])
-def test_characters_as_asr_sh_makes_them(text: Path, tmp_path: Path, with_symbols):
+@pytest.mark.parametrize("token_type, first", [("char", "a"), ("word", "and")])
+def test_units_as_asr_sh_makes_them(
+    text: Path, tmp_path: Path, token_type: str, first: str, with_symbols: bool
+):
     symbols = text.parent / "nlsyms" if with_symbols else "none"
     expected = tmp_path / "expected"
-    asr_sh = "--token_type char --field 2- --cleaner none --g2p none".split()
+    asr_sh = f"--token_type {token_type} --field 2- --cleaner none --g2p none".split()
     asr_sh += ["--input", str(text), "--output", str(expected)]
     asr_sh += ["--write_vocabulary", "true", "--non_linguistic_symbols", str(symbols)]
     for symbol in ("<blank>:0", "<unk>:1", "<sos/eos>:-1"):
         asr_sh += ["--add_symbol", symbol]
     tokenize_text(asr_sh)
-    tokens = make(text, token_type="char", nlsyms_txt=symbols)
+    tokens = make(text, token_type=token_type, nlsyms_txt=symbols)
     assert tokens == expected.read_text().splitlines()
-    assert tokens[:3] == ["<blank>", "<unk>", "a"] and tokens[-1] == "<sos/eos>"
-    assert ("<noise>" in tokens) == with_symbols
+    assert tokens[:3] == ["<blank>", "<unk>", first] and tokens[-1] == "<sos/eos>"
+    assert ("<noise>" in tokens) == (with_symbols or token_type == "word")
 
 
 @pytest.mark.parametrize("bpemode", ["bpe", "unigram"])
@@ -77,7 +80,7 @@ def test_too_many_pieces_are_refused(text: Path):
     assert not list((text.parent / "tokens").iterdir())
 
 
-@pytest.mark.parametrize("token_type", ["char", "bpe"])
+@pytest.mark.parametrize("token_type", ["char", "word", "bpe"])
 def test_a_text_without_transcripts_is_refused(text: Path, token_type: str):
     text.write_text("u1\nu2\n")
     with pytest.raises(SystemExit, match="text: has no transcript .*labelled set"):

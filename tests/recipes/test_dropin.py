@@ -1,10 +1,7 @@
-"""kd.sh and the shim in ESPnet's own egs2/mini_an4, with its own asr.sh and utils.
+"""kd.sh and the shim in ESPnet's own egs2/mini_an4, with its own asr.sh and audio.
 
-    ESPNET_ROOT=/path/to/espnet[:/path/to/another] pytest tests/recipes/test_dropin.py
-
-Of a checkout egs2/TEMPLATE/asr1, egs2/mini_an4/asr1, egs/mini_an4/asr1, egs/an4/asr1,
-utils and tools/extra_path.sh are needed; it is not written to. What is imported is the
-ESPnet that is installed. A run takes minutes: most of it ESPnet starts.
+What is imported is the ESPnet that is installed. It takes minutes: fifteen programs of
+ESPnet start, each importing it anew.
 """
 
 import json
@@ -21,20 +18,12 @@ import pytest
 import yaml
 
 from espnet_kd.report.scoring import read_text, score
+from tests.recipes.espnet_recipes import copy_recipe, line_with_kd_sh
 from tests.tasks.recipe import KINDS
 
 # The first test waits for what all of them look at.
 pytestmark = pytest.mark.timeout(3600)
 REPO = Path(__file__).parents[2]
-ROOTS = [Path(root) for root in os.environ.get("ESPNET_ROOT", "").split(":") if root]
-NEEDED = (
-    "egs2/TEMPLATE/asr1",
-    "egs2/mini_an4/asr1",
-    "egs/mini_an4/asr1/downloads.tar.gz",
-    "egs/an4/asr1/local",
-    "utils",
-    "tools/extra_path.sh",
-)
 SHIM = "python3 -m espnet_kd.shim"
 FEW_UPDATES = dict(
     batch_type="unsorted",
@@ -122,24 +111,11 @@ class Lab(NamedTuple):
         return shutil.which("sclite", path=self.environment["PATH"]) is not None
 
 
-@pytest.fixture(
-    scope="module",
-    params=ROOTS or [None],
-    ids=[root.name for root in ROOTS] or ["none"],
-)
-def lab(request, tmp_path_factory) -> Lab:
+@pytest.fixture(scope="module")
+def lab(espnet_root: Path, tmp_path_factory) -> Lab:
     """mini_an4 after stages 1 to 13 of its own run.sh: data, an LM, a teacher."""
-    root = request.param
-    if root is None:
-        pytest.skip("ESPNET_ROOT is not set: no ESPnet checkout to drop into")
-    pytest.importorskip("resampy", reason="asr.sh's stage 3 imports resampy")
-    lacking = [name for name in NEEDED if not (root / name).exists()]
-    assert not lacking, f"ESPNET_ROOT: {root} lacks {lacking}"
     top = tmp_path_factory.mktemp("espnet")
-    for name in NEEDED:
-        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
-        (top / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(root / name, top / name, **_symlinks(root / name))
+    copy_recipe(espnet_root, "mini_an4", top)
     lab = Lab(top / "egs2/mini_an4/asr1", _environment(top / "programs"))
     for name, config in CONFIGS.items():
         (lab.folder / f"conf/{name}.yaml").write_text(yaml.safe_dump(config))
@@ -157,26 +133,19 @@ def lab(request, tmp_path_factory) -> Lab:
     return lab
 
 
-def _symlinks(path: Path) -> dict[str, bool]:
-    return {"symlinks": True} if path.is_dir() else {}
-
-
 def _environment(programs: Path) -> dict[str, str]:
-    """The installed Python first; stand-ins for what ESPnet's tools/Makefile builds."""
+    """The installed Python first; a stand-in for sph2pipe of ESPnet's tools."""
     programs.mkdir()
-    scripts = {
-        "spm_train": "import sentencepiece\n"
-        "sentencepiece.SentencePieceTrainer.train(' '.join(sys.argv[1:]))\n",
-        # AN4 is not compressed: libsndfile reads it.
-        "sph2pipe": "import io, soundfile\n"
+    # AN4 is not compressed: libsndfile reads it.
+    (programs / "sph2pipe").write_text(
+        f"#!{sys.executable}\n"
+        "import io, sys, soundfile\n"
         "audio, rate = soundfile.read(sys.argv[-1], dtype='int16')\n"
         "wav = io.BytesIO()\n"
         "soundfile.write(wav, audio, rate, format='WAV')\n"
-        "sys.stdout.buffer.write(wav.getvalue())\n",
-    }
-    for name, text in scripts.items():
-        (programs / name).write_text(f"#!{sys.executable}\nimport sys\n{text}")
-        (programs / name).chmod(0o755)
+        "sys.stdout.buffer.write(wav.getvalue())\n"
+    )
+    (programs / "sph2pipe").chmod(0o755)
     folders = [Path(sys.executable).parent, os.environ["PATH"], programs]
     folders.append("/usr/lib/sctk/bin")  # Debian's sclite
     return {
@@ -210,9 +179,7 @@ def dropped(lab: Lab) -> Dropped:
     before = state(lab.folder)
     module = ("python3", "-m", "espnet_kd.bin.install_recipe")
     lab.sh(*module, ".")
-    line = (lab.folder / "run.sh").read_text()
-    assert "./asr.sh" in line
-    (lab.folder / "run_kd.sh").write_text(line.replace("./asr.sh", "./kd.sh"))
+    lab.sh("bash", "-c", line_with_kd_sh())
     options = (
         f"{LAB} --stage 6 --skip_stages 9 --asr_tag small --kd_config "
         "conf/kd/sequence.yaml --teacher_exp exp/asr_train_large_raw_en_bpe30"
@@ -335,83 +302,3 @@ def test_undone(dropped: Dropped):
     dropped.lab.sh(*module, ".", "--undo")
     assert not (dropped.lab.folder / "kd.sh").is_symlink()
     assert not (dropped.lab.folder / "conf/kd").is_symlink()
-
-
-# Of a script: its options and their defaults, which stand between these two lines.
-DEFAULTS = r"""
-eval "$(sed -n '/^stage=1 /,/^help_message=/p' "$0" | sed '$d')"
-for name in $(compgen -v); do [[ ! ${name} =~ ^[a-z] ]] || declare -p "${name}"; done
-"""
-NAMES = """
-for name in data_feats token_list bpemodel asr_stats_dir asr_exp lm_exp \\
-    ngram_exp inference_tag; do echo "${name} ${!name}"; done
-"""
-KD_NAMES = """
-mkdir -p "${asr_exp}" "${lm_exp}"
-touch "${asr_exp}/.command" "${lm_exp}/config.yaml" # an LM, and a student of ours
-choose_lm
-choose_search student "${asr_task}" "${asr_exp}" "${inference_asr_model}" >/dev/null
-inference_tag=${tag}
-"""
-
-
-@pytest.mark.skipif(not ROOTS, reason="ESPNET_ROOT is not set: there is no asr.sh")
-@pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
-def test_every_option_of_asr_sh_is_taken(root: Path):
-    """Under its name and with its default."""
-    found = []
-    for script in root / NEEDED[0] / "asr.sh", REPO / "egs/TEMPLATE/asr1/kd.sh":
-        command = ["env", "-i", shutil.which("bash"), "-c", DEFAULTS, str(script)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found.append(set(re.findall('declare -- (.*="[^"]*")', done.stdout)))
-    asr, kd = found
-    assert 'nj="32"' in asr and len(asr) > 90
-    assert asr - kd == set()
-
-
-@pytest.mark.skipif(not ROOTS, reason="ESPNET_ROOT is not set: there is no asr.sh")
-@pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
-@pytest.mark.parametrize(
-    "options",
-    [
-        "",
-        "--token_type char",
-        "--lang en --nbpe 5000 --speed_perturb_factors 0.9|1.0|1.1",
-        "--lang en --asr_args --max_epoch|5|--optim_conf|lr=0.1 --bpemode bpe",
-        "--asr_tag x --lm_tag y --expdir e --dumpdir d --token_type char",
-        "--lm_config conf/train_lm.yaml --lm_args --max_epoch|3 --use_ngram true",
-        "--use_lm false --inference_args --beam_size|3|--ctc_weight|0.3",
-        "--inference_asr_model a/valid.loss.ave.pth --inference_lm 3epoch.pth",
-        "--inference_tag mine --asr_exp exp/own --asr_stats_dir s --lm_exp lm/own",
-    ],
-)
-def test_names_are_asr_shs(root: Path, tmp_path: Path, options: str):
-    """Both scripts up to where they do something, then what they would work with."""
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "asr.sh").symlink_to(root / NEEDED[0] / "asr.sh")
-    for name in ("utils", "scripts", "cmd.sh"):
-        (tmp_path / name).symlink_to(root / NEEDED[0] / name)
-    (tmp_path / "path.sh").write_text("export PATH=utils:$PATH\n")
-    asr = (tmp_path / "asr.sh").read_text().split("# ====", 1)[0]
-    kd = (REPO / "egs/TEMPLATE/asr1/kd.sh").read_text().split("if runs 12 ")[0]
-    given = (
-        "--train_set a --valid_set b --test_sets c --asr_config conf/train_x.yaml "
-        f"--inference_config conf/decode_x.yaml --skip_data_prep true "
-        f"--skip_train true --skip_eval true {options}"
-    )
-    words = [word.replace("|", " ") for word in given.split()]
-    said = {}
-    for name, text in (("asr", asr + NAMES), ("kd", kd + KD_NAMES + NAMES)):
-        (tmp_path / f"{name}_names.sh").write_text(text)
-        done = subprocess.run(
-            ["bash", f"./{name}_names.sh", *words, "--python", sys.executable],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPO)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        lines = re.findall(r"^(\w+) (.*)$", done.stdout, re.M)
-        said[name] = dict(lines)
-    assert set(said["asr"]) >= {"asr_exp", "inference_tag"}
-    assert said["kd"] == said["asr"]

@@ -30,7 +30,7 @@ teacher_train_set=        # Labelled audio for the teacher (default: train_set).
 unlabelled_set=           # Audio without references, for KD.
 
 # Tokens
-token_type=bpe        # bpe or char.
+token_type=bpe        # bpe, char or word.
 nbpe=30               # Number of word pieces.
 bpemode=unigram       # unigram or bpe.
 lang=noinfo           # Language, part of names.
@@ -101,12 +101,12 @@ declare -A unused=(
     [max_wav_duration]=20 [oov]="<unk>" [blank]="<blank>" [sos_eos]="<sos/eos>"
     [bpe_input_sentence_size]=100000000 [bpe_nlsyms]="" [bpe_char_cover]=1.0
     [hugging_face_model_name_or_path]=""
-    [use_word_lm]=false [download_model]="" [bpe_train_text]=""
+    [download_model]="" [bpe_train_text]=""
     [auxiliary_data_tags]="" [post_process_local_data_opts]="" [use_text_prev]=false
 )
 for option in "${!unused[@]}"; do printf -v "${option}" '%s' "${unused[${option}]}"; done
 # KD cannot do these: refused where they are true.
-refused="use_k2 use_streaming use_maskctc use_prompt use_lang_prompt use_nlp_prompt sot_asr
+refused="use_word_lm use_k2 use_streaming use_maskctc use_prompt use_lang_prompt use_nlp_prompt sot_asr
     multi_columns_input_wav_scp multi_columns_output_wav_scp"
 for option in ${refused}; do printf -v "${option}" false; done
 # And these change nothing here but names (lm_*), or only what the recipe's own asr.sh does.
@@ -222,6 +222,9 @@ done
 [[ ${num_nodes} -eq 1 || ! ${cuda_cmd} =~ ^(.*/)?(run_jobs.py|run.pl) ]] ||
     fault "--num_nodes ${num_nodes}: ${cuda_cmd%% *} starts jobs on this machine alone; set cuda_cmd in cmd.sh to slurm.pl, or leave it at 1"
 [ "${num_ref}" -eq 1 ] || fault "--num_ref ${num_ref}: KD knows one reference, leave it at 1"
+# As asr.sh asks for it, which would say so in stage 12.
+[ "${valid_set}" != "${train_set}" ] || fault "--valid_set ${valid_set}: is the --train_set too; they must be different sets"
+[[ " ${test_sets} " != *" ${train_set} "* ]] || fault "--test_sets ${test_sets}: ${train_set} is the --train_set; they must be different sets"
 [[ ${feats_type} =~ ^raw(_copy)?$ ]] || fault "--feats_type ${feats_type}: KD reads waveforms, only raw and raw_copy are taken"
 for option in ${refused}; do
     [ "${!option}" = false ] || fault "--${option} ${!option}: KD has no such training or decoding, leave it at false"
@@ -246,8 +249,10 @@ data_feats=${dumpdir}/${feats_type}
 _lang=$([ "${lang}" = noinfo ] || echo "${lang}_")
 case ${token_type} in
 bpe) token_name=bpe_${bpemode}${nbpe} token_tag=bpe${nbpe} ;;
-char) token_name=char token_tag=char ;;
-*) fault "--token_type ${token_type}: must be bpe or char" && token_name=${token_type} token_tag=${token_type} ;;
+*)
+    token_name=${token_type} token_tag=${token_type}
+    [[ ${token_type} =~ ^(char|word)$ ]] || fault "--token_type ${token_type}: must be bpe, char or word (tokens of Whisper and Hugging Face are not supported)"
+    ;;
 esac
 token_dir=data/${_lang}token_list/${token_name}
 token_list=${token_list:-${token_dir}/tokens.txt}
