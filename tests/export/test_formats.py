@@ -100,9 +100,9 @@ def test_tied_weights_are_stored_once(tmp_path):
     weight = prune(torch.randn(32, 40), "0.9")
     state = {"out.weight": weight, "tied.weight": weight, "other": torch.randn(3)}
     sizes = []
-    for names in (["out.weight", "other"], ["out.weight", "tied.weight", "other"]):
+    for stored in (["out.weight", "other"], ["out.weight", "tied.weight", "other"]):
         path = tmp_path / "model.csr.pth"
-        chosen = {name: state[name] for name in names}
+        chosen = {name: state[name] for name in stored}
         formats.save_compressed(path, chosen, ["out.weight"], "csr")
         sizes.append(path.stat().st_size)
     assert sizes[1] - sizes[0] < 300  # a name, not 128 values and their columns
