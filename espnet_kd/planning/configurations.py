@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
-from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_kd.models.config import TaskName, read_config, task_of
 from espnet_kd.planning.chain import Chain, is_foreign
@@ -87,6 +86,8 @@ def with_args(config: Mapping[str, Any], args: str) -> dict:
     Raises:
         ValueError: the options cannot be read.
     """
+    from espnet2.utils.nested_dict_action import NestedDictAction
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in NESTED:
         parser.add_argument(f"--{name}", action=NestedDictAction, default={})

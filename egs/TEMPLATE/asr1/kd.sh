@@ -467,8 +467,11 @@ if runs 13 "scoring -> <results>/<set>/score_wer/result.md"; then
     for set in ${eval_sets}; do
         find_decoded "${set}"
     done
+    folders=" "
     for system in "${scored[@]}"; do
         read -r name dir ref hyp <<<"${system}"
+        [[ ${folders} != *" ${dir} "* ]] || continue # of a teacher that is the student too
+        folders+="${dir} "
         once "${dir}/score_wer" "${ref} ${hyp}" quietly ${python} -m espnet_kd.bin.report \
             --ref "${ref}" --hyp "${name}" "${hyp}" --output "${dir}/score_wer/result.md"
         log "  ${dir}/score_wer/result.md"
@@ -484,6 +487,7 @@ if runs 14 "report -> ${report_dir}/report_<set>.md"; then
         [[ ${names} != *" student "* ]] || options+=(--baseline student)
         report=${report_dir}/report_${set//\//_}
         # Its mark has a folder of its own: that of the experiment is the training's.
+        [ -e "${report}.md" ] || act rm -f "${report%/*}/.${report##*/}/.done"
         once "${report%/*}/.${report##*/}" "${files[*]}" quietly ${python} -m espnet_kd.bin.report "${options[@]}" --output "${report}.md"
         show "${report}.md"
     done

@@ -71,6 +71,10 @@ once() { # once DIR "FILE..." COMMAND...: skip what has ended well in DIR from t
     "${@:3}" || return # set -e does not hold within a condition
     end "${dir}"
 }
+# A file remembers likewise, in a hidden one beside it, what it was made from.
+is_current() { # is_current FILE KEY
+    [ -e "$1" ] && [ "$(cat "${1%/*}/.${1##*/}" 2>/dev/null)" = "$2" ]
+}
 is_ours() { [ -e "$1/.command" ] || [ -e "$1/.done" ]; } # is_ours DIR: begun by kd.sh
 is_here() { # is_here DIR: begun by kd.sh in this recipe
     is_ours "$1" && [[ ($1 != ../* && $1 != /*) || $1 == "${PWD}"/* ]]
@@ -237,6 +241,9 @@ train() { # train TASK CONFIG DATA SHAPES STATS EXP "FILE..." [option...]; FILEs
     launch "${exp}" "${command[@]}"
     end "${exp}"
 }
+holds_all() { # holds_all DIR FILE: whether the shards hold as many utterances as FILE has lines
+    [ "$(cat "$1"/hypotheses.*.jsonl 2>/dev/null | wc -l)" -eq "$(lines_of "$2")" ]
+}
 teacher_decode() { # teacher_decode SET: n-best of the first teacher
     local set=$1 dir=${decode_dir}/$1 key asked config=() options
     [ -z "${teacher_inference_config}" ] || config=(--inference_config "${teacher_inference_config}")
@@ -245,7 +252,8 @@ teacher_decode() { # teacher_decode SET: n-best of the first teacher
     # Shards know their teacher, not the audio; the mark of the end knows both.
     key=$(key_of "$(tables_of "${set}")")
     asked=$(key_of "${teacher}/config.yaml ${teacher}/${teacher_model} ${options[*]}" "${nj}" "${options[@]}")
-    if [ "$(cat "${dir}/.command" "${dir}/.done" 2>/dev/null)" = "${key}"$'\n'"${asked}" ]; then
+    if [ "$(cat "${dir}/.command" "${dir}/.done" 2>/dev/null)" = "${key}"$'\n'"${asked}" ] &&
+        holds_all "${dir}" "${data_feats}/${set}/wav.scp"; then # a shard may have been removed
         log "  done before: ${dir}"
         return
     fi
@@ -303,13 +311,16 @@ join_targets() { # join_targets [option...]: the KD set; its mark lies beside it
     once "${kd_data}_shapes" "$(tables_of "${train_set}") ${token_list} ${bpemodel} $*" ${python} -m espnet_kd.bin.kd_set "$@"
 }
 configure() { # configure EXP merge|sparse CONFIG PRESET [option...]: EXP/train.yaml
-    local exp=$1
+    local exp=$1 key
+    key=$(key_of "$*" "${@:2}")
+    if is_current "${exp}/train.yaml" "${key}"; then return; fi
     ${python} -m espnet_kd.bin.preset "$2" --asr_config "$3" --kd_config "$4" --output_file "${exp}/train.new.yaml" "${@:5}"
     if [ -e "${exp}/checkpoint.pth" ] && ! cmp -s "${exp}/train.new.yaml" "${exp}/train.yaml"; then
         rm "${exp}/train.new.yaml"
         refuse_other "${exp}"
     fi
     mv "${exp}/train.new.yaml" "${exp}/train.yaml"
+    echo "${key}" >"${exp}/.train.yaml"
 }
 teach() { # sets teaching, the options that name the teachers
     teaching=(--teacher_config "${teachers[@]/%//config.yaml}" --teacher_model_file "${teachers[@]/%//${teacher_model}}")
