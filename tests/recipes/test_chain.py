@@ -357,7 +357,7 @@ def stopped(folder: Path, number: signal.Signals) -> tuple[int, list[int], str]:
 
 
 def test_a_training_is_stopped_and_goes_on(recipe: Path):
-    """By Ctrl-C, then by kill; then its checkpoint is torn, or of an older ESPnet."""
+    """By Ctrl-C, by kill; then its checkpoint is torn, and one of an older ESPnet."""
     code, before, said = stopped(recipe, signal.SIGINT)
     assert code == 130, said
     assert re.fullmatch(r"\S+ \(kd.sh\) stopped; the same command goes on\n", said)
