@@ -125,7 +125,7 @@ class Config(NamedTuple):
 def kind_of(path: Path) -> str:
     """What a file configures, told by what is in it."""
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if values.keys() <= set(preset.SECTIONS):
+    if values.keys() <= set(SECTIONS):
         return "kd"
     return "training" if "optim" in values or "max_epoch" in values else "search"
 
