@@ -26,7 +26,7 @@ import yaml
 
 from espnet_kd.bin import kd_set, preset
 from espnet_kd.student.config import KDConf, parse_kd_conf
-from espnet_kd.student.presets import read_preset
+from espnet_kd.student.presets import SECTIONS, read_preset
 from tests.tasks.recipe import TOKENS, Recipe, write_audio
 
 REPO = Path(__file__).parents[2]
