@@ -9,6 +9,7 @@ the table of the stages too, with an estimate of what they take.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from contextlib import redirect_stderr
@@ -19,11 +20,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from espnet_kd.bin import kd_set
 from espnet_kd.bin.preset import OF_ONE_RUN
 from espnet_kd.models.config import read_config
 from espnet_kd.planning.chain import Chain
 from espnet_kd.planning.checks import faults
+from espnet_kd.planning.configurations import or_none
 from espnet_kd.planning.outlook import outlook, planner_options
+from espnet_kd.student.presets import read_preset
 
 if TYPE_CHECKING:
     from espnet_kd.planning.stages import Stage
@@ -103,11 +107,32 @@ def _teacher_configs(chain: Chain, folder: Path) -> list[Path]:
     return configs
 
 
+def kd_set_faults(chain: Chain) -> list[str]:
+    """What `espnet_kd.bin.kd_set` would refuse of its options in stage 8."""
+    preset = or_none(lambda: read_preset(chain.kd_config))
+    if not chain.asks_for(8) or preset is None:
+        return []
+    section = (preset.get("kd_set") or {}).items()
+    words = [str(x) for k, v in section if v is not None for x in (f"--{k}", v)]
+    words += shlex.split(chain.kd_set_args)
+    data = ["--labelled_data_dir", "-", "--output_dir", chain.kd_data]
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            kd_set.check(kd_set.get_parser().parse_args([*words, *data]))
+    except ValueError as error:
+        return [f"--kd_config {chain.kd_config}, --kd_set_args: {error}"]
+    except SystemExit:
+        reason = said.getvalue().strip().split("error: ")[-1]
+        return [f"--kd_config {chain.kd_config}, --kd_set_args: {reason}"]
+    return []
+
+
 def main(cmd: list[str] | None = None) -> int:
     """Parse, check, print; 1 where a fault is found."""
     args = get_parser().parse_args(cmd)
     chain = chain_of(args.names)
-    found = faults(chain)
+    found = [*faults(chain), *kd_set_faults(chain)]
     if args.dry_run:
         plan, note = estimate(chain)
         print(outlook(chain, plan), note, sep="\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from espnet_kd.bin.check import main
 from espnet_kd.planning.chain import Chain
 from espnet_kd.planning.checks import faults
 
@@ -274,6 +275,29 @@ def test_the_sparse_student(recipe: Path):
     assert "'lattice' is not in every model" in unfit
     write("conf/sparse.yaml", {"kd_conf": {"pruning": {"sparsity": 0.5, "end": 9}}})
     assert found(**options) == []
+
+
+@pytest.mark.parametrize(
+    "preset, args, message",
+    [
+        ({"nbst": 4}, "", "unrecognized arguments: --nbst 4"),
+        ({"weights": "equal"}, "", "argument --weights: invalid choice: 'equal'"),
+        ({"nbest": 4}, "--max_wer -1", "max_wer=-1.0: "),
+    ],
+)
+def test_options_of_the_kd_set(recipe: Path, capsys, preset, args, message):
+    """Stage 8 comes after the decoding of stage 6."""
+    for name in ("wav.scp", "text"):
+        write(f"dump/raw/train/{name}", "")
+    write("dump/raw/train_kd/stats.json", "{}")
+    given = {**STAGE_10, "wanted": "8 10"}
+    assert main([f"{name}={value}" for name, value in given.items()]) == 0
+    write("conf/kd.yaml", {"kd_set": {"labelled_targets": "reference", **preset}})
+    given["kd_set_args"] = args
+    assert main([f"{name}={value}" for name, value in given.items()]) == 1
+    (fault,) = capsys.readouterr().err.splitlines()
+    assert fault.startswith("Error: --kd_config conf/kd.yaml, --kd_set_args: ")
+    assert message in fault
 
 
 def test_no_torch_is_imported(recipe: Path):
