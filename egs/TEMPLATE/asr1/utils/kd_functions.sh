@@ -199,7 +199,7 @@ launch() { # launch EXP COMMAND...: train on GPUs, through the queue
         ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${job}" --log "${exp}"/train.log \
             --ngpu "${ngpu}" --num_nodes "${num_nodes}" --init_file_prefix "${exp}"/.dist_init_ \
             --multiprocessing_distributed true -- "${@:2}" 2>&1 >&3 |
-            awk '/^Command .* returned non-zero|^Traceback/ { failed = 1 } !failed' >&2
+            sed -u -E '/^(Command .* returned non-zero|Traceback)/,$d' >&2
     } 3>&1 || code=$?
     kill "${follower}" 2>/dev/null || true
     wait "${follower}" || true
