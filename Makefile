@@ -76,5 +76,5 @@ espnet-recipes:
 	@$(in_env) python -m tests.recipes.espnet_recipes
 
 clean:
-	rm -rf .venv-A .venv-B .venv-C .venv-plain build dist docs/_build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv-A .venv-B .venv-C .venv-plain build dist docs/_build *.egg-info .cache .pytest_cache .ruff_cache
 	rm -rf egs/mini/asr1/data egs/mini/asr1/dump egs/mini/asr1/exp

@@ -78,7 +78,8 @@ def estimate(chain: Chain) -> tuple[list[Stage], str]:
 
             args = plan.get_parser().parse_args(words)
             stages = plan.plan(plan.recipe_of(args))
-    except (OSError, ValueError, SystemExit, yaml.YAMLError) as error:
+    # RuntimeError: memory does not suffice for an utterance of hours.
+    except (OSError, RuntimeError, ValueError, SystemExit, yaml.YAMLError) as error:
         reason = said.getvalue().strip().split("\n")[-1]  # of a parser that exits
         return [], f"No estimate: {reason if isinstance(error, SystemExit) else error}"
     training = "hours of training on CPUs are not estimated"

@@ -78,6 +78,7 @@ class Chain:
     asr_args: str = ""
     asr_exp: str = ""
     asr_stats_dir: str = ""
+    feats_normalize: str = ""
     pretrained_model: str = ""
     teacher_task: str = ""
     teacher_asr_config: str = ""
@@ -241,11 +242,17 @@ def _shapes(c: Chain, folder: str, stage: int) -> list[Input]:
     return [Input(f"{folder}/{name}", (stage,)) for name in names]
 
 
+def _normalisation(c: Chain, stats: str) -> list[Input]:
+    """What features are normalised by, unless the model's configuration tells."""
+    is_asked = c.feats_normalize == "global_mvn"
+    return [Input(f"{stats}/train/feats_stats.npz", (4,))] * is_asked
+
+
 def _teacher(c: Chain) -> Iterator[Input]:
     if c.teachers:
         stats = c.teacher_stats_dir
         data = c.set(c.teacher_train_set, "wav.scp", "text")
-        shapes = _shapes(c, f"{stats}/train", 4)
+        shapes = _shapes(c, f"{stats}/train", 4) + _normalisation(c, stats)
         yield from _training(c, c.teachers[0], data, shapes, stats)
 
 
@@ -269,8 +276,9 @@ def _kd_set(c: Chain) -> Iterator[Input]:
 
 def _student(c: Chain) -> Iterator[Input]:
     data = c.set(c.train_set, "wav.scp", "text")
-    shapes = _shapes(c, f"{c.asr_stats_dir}/train", 4)
-    yield from _training(c, c.asr_exp, data, shapes, c.asr_stats_dir)
+    stats = c.asr_stats_dir
+    shapes = _shapes(c, f"{stats}/train", 4) + _normalisation(c, stats)
+    yield from _training(c, c.asr_exp, data, shapes, stats)
     yield from _pretrained(c)
 
 
@@ -278,8 +286,9 @@ def _kd_student(c: Chain) -> Iterator[Input]:
     for index in range(len(c.teachers)):
         yield from c.teacher(index)
     data = [Input(f"{c.kd_data}/wav.scp", (8,))]
-    shapes = _shapes(c, f"{c.kd_data}_shapes", 8)
-    yield from _training(c, c.kd_exp, data, shapes, c.asr_stats_dir)
+    stats = c.asr_stats_dir
+    shapes = _shapes(c, f"{c.kd_data}_shapes", 8) + _normalisation(c, stats)
+    yield from _training(c, c.kd_exp, data, shapes, stats)
     yield from _pretrained(c)
 
 

@@ -73,6 +73,12 @@ def test_ways_to_call_asr_sh(tmp_path: Path, line: str):
     assert done.stdout == "enh_asr.sh\nkd.sh --lang en\n"
 
 
+def test_the_recipes_are_those_of_environment_c():
+    """Of another release they would be skipped there, in CI too."""
+    pins = (REPO / "conf/constraints-C.txt").read_text().splitlines()
+    assert f"espnet=={espnet_recipes.RELEASE}" in pins
+
+
 def test_recipes_that_hand_on_no_options(espnet_root: Path):
     """docs/dropping_in.md names them: options of run_kd.sh are lost there."""
     if espnet_root != espnet_recipes.FOLDER:
@@ -266,7 +272,7 @@ def files_of(recipe: str, names: dict[str, str]) -> set[str]:
     files += [
         f"{stats}/train/{name}" for name in ("speech_shape", f"text_shape.{tokens}")
     ]
-    files.append(f"{stats}/valid/speech_shape")
+    files += [f"{stats}/valid/speech_shape", f"{stats}/train/feats_stats.npz"]
     files += [f"exp/asr_large/{name}" for name in ("config.yaml", "valid.acc.ave.pth")]
     sets = names["test_sets"].split() + [valid] * (names["eval_valid_set"] == "true")
     files += [f"{data}/{each}/{name}" for each in sets for name in ("wav.scp", "text")]

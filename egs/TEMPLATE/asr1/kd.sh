@@ -318,7 +318,7 @@ kd_set_options= labelled_targets=both # without a preset all audio is decoded
 # What espnet_kd.bin.check looks at; its fields are described in espnet_kd/planning/chain.py.
 wanted=$(for number in $(seq ${last_stage}); do ! is_wanted "${number}" || echo -n "${number} "; done)
 resolved="wanted data_feats train_set teacher_train_set data_train_sets valid_set unlabelled_set all_sets eval_sets
-    fs token_type token_dir token_list bpemodel nlsyms_txt nbpe asr_task asr_config asr_args asr_exp asr_stats_dir
+    fs token_type token_dir token_list bpemodel nlsyms_txt nbpe asr_task asr_config asr_args asr_exp asr_stats_dir feats_normalize
     pretrained_model teacher_task teacher_asr_config teacher_asr_args teacher_exp teacher_model teacher_weights
     teacher_stats_dir teacher_inference_config teacher_inference_args teacher_nbest decode_dir kd_config kd_args
     kd_set_args kd_data kd_exp sparse_config sparse_args sparse_exp sparse_model inference_config
