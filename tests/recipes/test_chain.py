@@ -97,7 +97,13 @@ def kd_process(folder: Path, *options: str, **variables: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
+
+
+def heed_ctrl_c() -> None:
+    """As from a terminal: what a script starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kd(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
