@@ -17,7 +17,7 @@ import yaml
 from espnet_kd import shim
 from espnet_kd.export.folder import export_folder
 from espnet_kd.models.loading import load_model, load_stock_model, whole_models
-from espnet_kd.models.versions import installed_version
+from espnet_kd.models.versions import default_config, installed_version
 from espnet_kd.report.size import read_tensors
 from espnet_kd.report.sparsity import model_weights
 from espnet_kd.teacher.decoding import TeacherDecoder
@@ -241,7 +241,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Model:
     from espnet2.tasks.lm import LMTask
 
     folder = tmp_path_factory.mktemp("lm")
-    config = LMTask.get_default_config()
+    config = default_config(LMTask)
     config.update(token_list=TOKENS, token_type="char", lm_conf=dict(unit=8, nlayers=1))
     model = LMTask.build_model(argparse.Namespace(**config))
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "version": "202412"}))
