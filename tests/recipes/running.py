@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
+# kd.sh resolves its names, and does nothing.
+NO_STAGE = "--skip_data_prep true --skip_train true --skip_eval true".split()
 
 
 def run_script(folder: Path, words: Sequence[str], **variables: str) -> str:

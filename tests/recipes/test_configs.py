@@ -27,6 +27,7 @@ import yaml
 from espnet_kd.bin import kd_set, preset
 from espnet_kd.student.config import KDConf, parse_kd_conf
 from espnet_kd.student.presets import SECTIONS, read_preset
+from tests.recipes.running import NO_STAGE
 from tests.tasks.recipe import TOKENS, Recipe, write_audio
 
 REPO = Path(__file__).parents[2]
@@ -469,10 +470,8 @@ def test_options_in_scripts_exist(script: Path):
 def test_kd_sh_takes_what_a_script_passes(script: Path):
     """Its own options go to every step, which can so be told to run no stage. Where a
     report comes after, there is nothing to report."""
-    no_stage = [f"--skip_{part}" for part in ("data_prep", "train", "eval")]
-    options = [word for option in no_stage for word in (option, "true")]
     answer = subprocess.run(
-        [str(script), *options, "--python", sys.executable],
+        [str(script), *NO_STAGE, "--python", sys.executable],
         cwd=script.parent,
         # With a trained teacher run_yang2022.sh has nothing to download.
         env={

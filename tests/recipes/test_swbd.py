@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import yaml
 from espnet_kd.report.eval2000 import Scorer
 from espnet_kd.report.scoring import read_text
 from tests.data import swbd_tree
-from tests.recipes.running import REPO, run_script
+from tests.recipes.running import NO_STAGE, REPO, run_script
 from tests.tasks.recipe import merged
 
 RECIPE = REPO / "egs" / "swbd" / "asr1"
@@ -176,7 +177,7 @@ def test_run_sh(recipe):
 
 def test_nothing_to_report(tmp_path):
     recipe = copy_recipe(tmp_path / "asr1")
-    run(recipe, "./run_yang2019.sh", "--stage", "100", PYTHON="env python3")
+    run(recipe, "./run_yang2019.sh", *NO_STAGE, PYTHON=f"env {sys.executable}")
     assert not (recipe / "exp").exists()
 
 
