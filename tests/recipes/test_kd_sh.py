@@ -127,6 +127,7 @@ def write_inputs_of_stage_9(recipe: Path) -> None:
         tokens / "bpe.model",
         stats / "train" / "speech_shape",
         stats / "train" / "text_shape.bpe",
+        stats / "train" / "feats_stats.npz",
         stats / "valid" / "speech_shape",
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
