@@ -194,8 +194,6 @@ if [ -x asr.sh ]; then
     done
 fi
 
-
-
 # Kaldi's run.pl and the like may be named in cmd.sh and not be installed.
 for command in train_cmd cuda_cmd decode_cmd; do
     if ! command -v "${!command%% *}" >/dev/null; then
