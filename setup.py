@@ -40,7 +40,7 @@ setup(
         "scipy",
         "sentencepiece",
         "soundfile",
-        "torch>=1.13",  # ESPnet bounds it from above
+        "torch>=1.13",  # ESPnet bounds it from above, since 202610
         "torchaudio",  # ESPnet's front ends import it; ESPnet does not ask for it
         "tqdm",
         # ESPnet's training imports these; from 202609 on they are extras of ESPnet.

@@ -13,10 +13,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 log() { echo "build_env: $*" >&2; }
 
-# Is $1 a Python of version $2? It is run to find out: a pyenv shim of a Python that is
-# not selected lies on PATH like any other and fails.
+# Is $1 a Python of version $2 that can make a virtual environment? It is run to find
+# out: a pyenv shim of a Python that is not selected lies on PATH like any other and
+# fails, and Debian has ensurepip in a package of its own (python3-venv).
 is_python() {
-    [ "$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$2" ]
+    [ "$("$1" -c 'import ensurepip, sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$2" ]
 }
 
 # Print the path of a working Python of version $1.

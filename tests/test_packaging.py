@@ -113,7 +113,7 @@ def build(checkout: Path, *name: str) -> subprocess.CompletedProcess:
 def python(version: str, k2: str = "") -> str:
     """A Python that "builds" a virtual environment of copies of itself."""
     return f"""case "$1 $2" in
-    "-c import sys"*) echo {version} ;;
+    "-c import ensurepip"*) echo {version} ;;
     "-c from importlib"*) [ -n "{k2}" ] && echo "{k2}" ;;
     "-V "*) echo Python {version}.9 ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/pip" ;;

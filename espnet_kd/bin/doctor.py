@@ -207,6 +207,9 @@ def _espnet() -> Finding:
     if finding.status == OK and _release(installed_version()) > _release(TESTED[-1]):
         remedy = f"newer than {TESTED[-1]}, the newest that was tested; see how it goes"
         return replace(finding, status=LACK, remedy=remedy)
+    if finding.status == OK and _release(installed_version()) < _release(TESTED[0]):
+        remedy = f"older than {TESTED[0]}, the oldest that was tested; take a newer one"
+        return replace(finding, status=LACK, remedy=remedy)
     return finding
 
 

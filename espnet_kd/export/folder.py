@@ -193,11 +193,7 @@ def _write_weights(
     """
     model = load_model(exp / "config.yaml", exp / model_file)
     state = model.state_dict()
-    both = under_both_names(model, state)
-    if len(both) == len(state):
-        shutil.copyfile(exp / model_file, folder / model_file)  # what a link points at
-    else:
-        torch.save(both, folder / model_file)
+    torch.save(under_both_names(model, state), folder / model_file)
     return list(prunable_weights(model)), state
 
 

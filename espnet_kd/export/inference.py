@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from espnet_kd import standin
 from espnet_kd.data.files import write_whole
 from espnet_kd.export.formats import compressed_names, load_compressed
 from espnet_kd.export.names import form_of
-from espnet_kd.models.config import task_of
+from espnet_kd.models.config import read_config, task_of
 from espnet_kd.models.loading import (
     names_of_missing_files,
     set_weights,
@@ -61,8 +63,12 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
         options, state = {**options, **INT8}, _read_int8(file)
     else:
         state = load_compressed(file)
-    with _quiet():
-        speech2text = _stock(config, None, **options)
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        # Not to be initialised: the configuration may ask for a way that the installed
+        # ESPnet has no more.
+        plain = Path(folder) / "config.yaml"
+        plain.write_text(yaml.safe_dump({**read_config(config), "init": None}))
+        speech2text = _stock(plain, None, **options)
     model = speech2text.asr_model
     set_weights(model, state, file, config)
     if form == "int8":

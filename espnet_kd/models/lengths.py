@@ -16,7 +16,8 @@ and a batched decoder reads words into it:
 A single utterance has no padding and is right, so that stock inference agrees with a
 model trained with true lengths. Parameters and state_dict stay as they are. What the
 installed version does right is left alone. An encoder that neither ESPnet nor this
-module is known to have right (`vgg_rnn`, pre-trained ones, ...) is named in a warning.
+module is known to have right (`vgg_rnn`, contextual blocks, pre-trained ones, the
+conformer's default `rel_pos_type: legacy`, ...) is named in a warning.
 """
 
 from __future__ import annotations
@@ -27,9 +28,6 @@ from collections.abc import Iterator
 import torch
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from espnet2.asr.encoder.contextual_block_transformer_encoder import (
-    ContextualBlockTransformerEncoder,
-)
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.rnn_encoder import RNNEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
@@ -124,7 +122,6 @@ CONVOLVING_ENCODERS = (BranchformerEncoder, ConformerEncoder, EBranchformerEncod
 # With these a batch equals its utterances encoded singly, once they are corrected.
 RIGHT_ENCODERS = (
     *CONVOLVING_ENCODERS,
-    *((ContextualBlockTransformerEncoder,) if masks_subsampling() else ()),
     RNNEncoder,
     TransformerEncoder,
     TransducerEncoder,
@@ -185,7 +182,7 @@ def use_true_lengths(model: torch.nn.Module) -> bool:
             changed += corrected
     if any(changed):
         logging.info("Padded batches are encoded with true lengths (true_lengths).")
-    wrong = _not_corrected(encoder)
+    wrong = uncorrected(encoder)
     if wrong is not None:
         logging.warning(
             f"true_lengths: {wrong} is not among the encoders that are corrected; "
@@ -194,10 +191,14 @@ def use_true_lengths(model: torch.nn.Module) -> bool:
     return any(changed)
 
 
-def _not_corrected(encoder: torch.nn.Module) -> str | None:
-    """Name of the class that is not known to be right; None where all are."""
+def uncorrected(encoder: torch.nn.Module) -> str | None:
+    """What of an encoder padding still changes, or may change: the name of its class or
+    of a part; None where all is known to be right."""
     if type(encoder) not in RIGHT_ENCODERS:  # a subclass need not be right
         return type(encoder).__name__
+    for module in encoder.modules():
+        if type(module).__name__ == "LegacyRelPositionMultiHeadedAttention":
+            return f"rel_pos_type legacy of {type(encoder).__name__}"
     blocks = any(isinstance(module, Conv1dBlock) for module in encoder.modules())
     if blocks and not masks_conv_input():
         return f"block_type conv1d of {type(encoder).__name__}"

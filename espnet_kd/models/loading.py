@@ -12,9 +12,10 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from espnet_kd.models.versions import (
 )
 
 State = Mapping[str, torch.Tensor]
+_ONE_AT_A_TIME = RLock()  # a method of ESPnet's model class is replaced meanwhile
 
 
 def load_model(
@@ -109,7 +111,7 @@ def whole_models() -> Iterator[None]:
         read_weights(model_file)
         config_path = config_file or Path(model_file).parent / "config.yaml"
         config = read_config(config_path)
-        with _naming(model_file, config_path, config.get("version")):
+        with _ONE_AT_A_TIME, _naming(model_file, config_path, config.get("version")):
             with _loading_whole(may_lack=_holds_adapters_alone(config)):
                 return build_stock(config_file, model_file, device)
 
@@ -229,18 +231,30 @@ def _loading_whole(may_lack: bool) -> Iterator[None]:
     def load(model: torch.nn.Module, state_dict: State, strict: bool = True) -> None:
         _load_whole(model, _unwrapped(state_dict), may_lack)
 
+    # A front end may load an ESPnet model of its own while its model is built.
+    outer = AbsESPnetModel.__dict__.get("load_state_dict")
     AbsESPnetModel.load_state_dict = load
     try:
         yield
     finally:
-        del AbsESPnetModel.load_state_dict
+        if outer is None:
+            del AbsESPnetModel.load_state_dict
+        else:
+            AbsESPnetModel.load_state_dict = outer
 
 
 def _load_whole(model: torch.nn.Module, state: State, may_lack: bool) -> None:
     names = model.state_dict().keys()
     missing, unknown = _load(model, named_as(names, state))
+    if may_lack:  # of the adapters themselves nothing
+        missing = [name for name in missing if _is_adapter(name)]
+    # ESPnet of 2020 saved branches that a weight of 0 switches off.
+    unused = [name for name in unknown if _is_switched_off(model, name)]
+    if unused:
+        logging.warning(f"Not used, the model is without them: {_some(unused)}")
+        unknown = [name for name in unknown if name not in unused]
     faults = []
-    if missing and not may_lack:
+    if missing:
         faults.append(f"lacks {_some(missing)} of the model's {len(names)} weights")
     if unknown:
         faults.append(f"holds {_some(unknown)} that the model does not have")
@@ -264,30 +278,44 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} ({shown}{', ..' if len(names) > 3 else ''})"
 
 
+def _is_switched_off(model: torch.nn.Module, name: str) -> bool:
+    """Whether a weight is of a part that the model could have, but is None."""
+    part = name.partition(".")[0]
+    return part in ("ctc", "decoder") and getattr(model, part, part) is None
+
+
+def _is_adapter(name: str) -> bool:
+    return "lora_" in name or "adapter" in name
+
+
 def _holds_adapters_alone(config: Mapping[str, Any]) -> bool:
-    """Whether ESPnet saved only what it fine-tuned; the rest is downloaded."""
+    """Whether ESPnet saved only what it fine-tuned, and downloads the rest.
+
+    Where the rest came by `--init_param`, nothing puts it into a model that is read.
+    """
     strategy = config.get("save_strategy", "all")
-    return bool(config.get("use_adapter")) and strategy != "all"
+    is_downloaded = not config.get("init_param")
+    return bool(config.get("use_adapter")) and strategy != "all" and is_downloaded
 
 
 # ------------------------------------------------------------------------ init_param
 
 
 @contextmanager
-def whole_init_params() -> Iterator[None]:
+def whole_init_params(load: Callable[..., None]) -> Iterator[None]:
     """Within it, ESPnet's training takes what `--init_param` names, or refuses it.
 
     ESPnet puts the file's weights into the model's state_dict and loads that. Of a
     weight that was renamed both names are in it then: 202609 and later keep the model's
     own, a random one, in silence.
 
-    Raises (within):
-        FileNotFoundError, ValueError: as `load_init_param`.
+    Args:
+        load: `load_init_param`, or what calls it.
     """
     import espnet2.tasks.abs_task as abs_task
 
     stock = abs_task.load_pretrained_model
-    abs_task.load_pretrained_model = load_init_param
+    abs_task.load_pretrained_model = load
     try:
         yield
     finally:
@@ -304,7 +332,7 @@ def load_init_param(
 
     As ESPnet's `load_pretrained_model`, a part (encoder, decoder, ..) of which the file
     has nothing stays as it is, with a warning; one of which it has something must be in
-    it whole.
+    it whole, but for what fine-tuning adds (adapters, self-conditioning).
 
     Args:
         init_param: <file>[:<part of the file>[:<part of the model>[:<names that are
@@ -341,7 +369,11 @@ def load_init_param(
         missing, unknown = _load(part, state)
         missing = [name for name in missing if name not in left_out]
         touched = {name.partition(".")[0] for name in state}
-        torn = [name for name in missing if name.partition(".")[0] in touched]
+        torn = [
+            name
+            for name in missing
+            if name.partition(".")[0] in touched and not _is_added(name)
+        ]
         if not state.keys() & own.keys():
             raise WeightsDoNotFit("holds no weight of the model")
         if unknown:
@@ -360,6 +392,12 @@ def load_init_param(
             f"--init_param {init_param}: {_some(missing)} of the model's weights are "
             "not in it and stay as they are"
         )
+
+
+def _is_added(name: str) -> bool:
+    """Whether a weight is of what fine-tuning adds to a part: an adapter, or the layer
+    of self-conditioned CTC."""
+    return _is_adapter(name) or ".conditioning_layer." in f".{name}"
 
 
 def _starts_with(name: str, prefixes: str) -> bool:

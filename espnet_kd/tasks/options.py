@@ -16,6 +16,7 @@ from espnet_kd import standin
 from espnet_kd.models.config import read_config, reads_audio, sampling_rate_of
 from espnet_kd.models.lengths import use_true_lengths
 from espnet_kd.models.loading import (
+    load_init_param,
     load_model,
     load_stock_model,
     whole_init_params,
@@ -76,7 +77,7 @@ class KDTaskMixin:
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
         """The stock one, which takes all that `--init_param` names."""
-        with whole_init_params():
+        with whole_init_params(_refusing()(load_init_param)):
             super().main_worker(args)
 
     @classmethod

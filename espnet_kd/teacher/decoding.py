@@ -203,8 +203,14 @@ class TeacherDecoder:
         except NotImplementedError as error:  # a search that takes no batches
             raise ValueError(f"inference_config: {error}") from error
         if self.batch_size > 1:
-            from espnet_kd.models.lengths import use_true_lengths
+            from espnet_kd.models.lengths import uncorrected, use_true_lengths
 
+            wrong = uncorrected(self.speech2text.asr_model.encoder)
+            if wrong is not None:
+                raise ValueError(
+                    f"batch_size={self.batch_size}: {wrong} ({config}): padding changes "
+                    "what it makes of the utterances of a batch; set it to 1"
+                )
             use_true_lengths(self.speech2text.asr_model)
         if self.speech2text.tokenizer is None:
             raise ValueError(
