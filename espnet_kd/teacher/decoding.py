@@ -208,8 +208,8 @@ class TeacherDecoder:
             wrong = uncorrected(self.speech2text.asr_model.encoder)
             if wrong is not None:
                 raise ValueError(
-                    f"batch_size={self.batch_size}: {wrong} ({config}): padding changes "
-                    "what it makes of the utterances of a batch; set it to 1"
+                    f"batch_size={self.batch_size}: {wrong} ({config}): padding "
+                    "changes what it makes of a batch of utterances; set it to 1"
                 )
             use_true_lengths(self.speech2text.asr_model)
         if self.speech2text.tokenizer is None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,55 @@ def test_espnet_is_left_as_it_was(recipe: Recipe, bad: Callable):
     load_stock(model)  # stock ESPnet says nothing
 
 
+def test_a_model_within_a_model(recipe: Recipe, bad: Callable, monkeypatch):
+    """A front end may load an ESPnet model of its own while its model is built."""
+    from espnet2.tasks.asr import ASRTask
+
+    good = recipe.teacher("hybrid")
+    build_model = ASRTask.build_model.__func__
+    inner: list[torch.nn.Module] = []
+
+    def build_with_another(cls, args):
+        if not inner:
+            inner.append(torch.nn.Module())
+            inner.append(ASRTask.build_model_from_file(*good)[0])
+        return build_model(cls, args)
+
+    monkeypatch.setattr(ASRTask, "build_model", classmethod(build_with_another))
+    wanted = load_stock_model(*good).state_dict()
+    assert equal_states(wanted, torch.load(good.checkpoint))
+    assert equal_states(wanted, inner[1].state_dict())
+    inner.clear()
+    model, said = bad("hybrid", "one missing")
+    with pytest.raises(ValueError, match=said):
+        load_stock_model(*model)
+
+
+def test_models_are_loaded_in_threads(recipe: Recipe):
+    good = recipe.teacher("hybrid")
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: load_stock_model(*good), range(8)))
+    state = torch.load(good.checkpoint)
+    assert all(equal_states(model.state_dict(), state) for model in models)
+
+
+def equal_states(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def test_a_branch_that_is_switched_off(recipe: Recipe, tmp_path: Path, caplog):
+    """ESPnet of 2020 saved the decoder of a model that is trained by CTC alone."""
+    good = recipe.teacher("hybrid")
+    config = yaml.safe_load(Path(good.config).read_text())
+    config["model_conf"]["ctc_weight"] = 1.0
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    model = load_stock_model(tmp_path / "config.yaml", good.checkpoint)
+    assert model.decoder is None
+    assert "Not used, the model is without them: " in caplog.text
+
+
 @pytest.mark.parametrize("key", ["module", "state_dict"])
 def test_files_of_deepspeed_and_lightning(recipe: Recipe, tmp_path: Path, key: str):
     """Which stock ESPnet reads since 202609."""
@@ -355,4 +405,13 @@ def test_adapters_alone(recipe: Recipe, tmp_path: Path, monkeypatch):
         assert torch.equal(read.state_dict()[name], value)
     torch.save({**adapters, "other": torch.ones(1)}, tmp_path / "adapters.pth")
     with pytest.raises(ValueError, match=r"holds 1 \(other\)"):
+        load_stock_model(tmp_path / "config.yaml", tmp_path / "adapters.pth")
+    torch.save(dict(list(adapters.items())[1:]), tmp_path / "adapters.pth")
+    with pytest.raises(ValueError, match="lacks 1 .*lora_"):
+        load_stock_model(tmp_path / "config.yaml", tmp_path / "adapters.pth")
+    # Nothing puts a base that came by --init_param into a model that is read.
+    torch.save(adapters, tmp_path / "adapters.pth")
+    config["init_param"] = [good.checkpoint]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="lacks .* of the model's"):
         load_stock_model(tmp_path / "config.yaml", tmp_path / "adapters.pth")

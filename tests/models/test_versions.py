@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import sys
@@ -268,6 +269,25 @@ def start(model, **options) -> torch.nn.Module:
             parameter.fill_(7.0)
     load_init_param(model=student, **{"ignore_init_mismatch": False, **options})
     return student
+
+
+def test_init_param_of_a_model_without_self_conditioning(recipe, pair):
+    """What fine-tuning adds to a part may be missing in the file."""
+    config = yaml.safe_load((pair[0] / "config.yaml").read_text())
+    config["encoder_conf"].update(
+        interctc_layer_idx=[1], interctc_use_conditioning=True
+    )
+    config["encoder_conf"]["num_blocks"] = 2
+    config["model_conf"] = dict(config["model_conf"], interctc_weight=0.5)
+    student = ASRTask.build_model(argparse.Namespace(**config))
+    base = student.state_dict()
+    layer = [name for name in base if "conditioning_layer" in name]
+    assert layer
+    torch.save({n: v + 1 for n, v in base.items() if n not in layer}, "base.pth")
+    before = {name: base[name].clone() for name in layer}
+    load_init_param("base.pth", student, ignore_init_mismatch=False)
+    for name in layer:
+        assert torch.equal(student.state_dict()[name], before[name])
 
 
 def test_init_param_takes_renamed_weights(pair, model):
