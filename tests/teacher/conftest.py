@@ -67,6 +67,16 @@ CONFIGS["convolving"] = dict(
 )
 
 
+# ESPnet's default of a conformer: positions that count from the end of the batch.
+CONFIGS["legacy"] = dict(
+    CONFIGS["convolving"],
+    encoder_conf=dict(
+        CONFIGS["convolving"]["encoder_conf"],
+        rel_pos_type="legacy",
+    ),
+)
+
+
 class Model(NamedTuple):
     """Where a model of ESPnet stands."""
 

@@ -362,6 +362,16 @@ def test_options(models, tmp_path):
         check_options({"transducer_conf": {"serach_type": "tsd"}}, "asr")
 
 
+@pytest.mark.usefixtures("batches")
+def test_batches_of_an_encoder_that_padding_changes_are_refused(tmp_path):
+    model = write_model(tmp_path / "model", "legacy")
+    options = dict(beam_size=3, batch_size=2)
+    with pytest.raises(ValueError, match="rel_pos_type legacy .*set it to 1"):
+        TeacherDecoder(model.config, model.checkpoint, options)
+    options["batch_size"] = 1
+    assert TeacherDecoder(model.config, model.checkpoint, options)(np.ones(16000))
+
+
 def test_ngram_is_refused_by_asr_transducer(models):
     model = models["asr_transducer"]
     assert task_of(model.config) == "asr_transducer"
