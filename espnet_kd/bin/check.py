@@ -9,7 +9,6 @@ the table of the stages too, with an estimate of what they take.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 from contextlib import redirect_stderr
@@ -115,7 +114,7 @@ def kd_set_faults(chain: Chain) -> list[str]:
         return []
     section = (preset.get("kd_set") or {}).items()
     words = [str(x) for k, v in section if v is not None for x in (f"--{k}", v)]
-    words += shlex.split(chain.kd_set_args)
+    words += chain.kd_set_args.split()
     data = ["--labelled_data_dir", "-", "--output_dir", chain.kd_data]
     said = StringIO()
     try:

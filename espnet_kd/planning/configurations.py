@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +95,8 @@ def with_args(config: Mapping[str, Any], args: str) -> dict:
     known = {k: v for k, v in config.items() if k in (*NESTED, *PLAIN)}
     parser.set_defaults(**known)
     try:
-        given, _ = parser.parse_known_args(shlex.split(args))
+        # As bash splits ${asr_args}: quotes within are YAML's.
+        given, _ = parser.parse_known_args(args.split())
     except SystemExit as error:  # argparse has said what is wrong
         raise ValueError(f"{args}: cannot be read as options of training") from error
     changed = {k: v for k, v in vars(given).items() if k in config or v}

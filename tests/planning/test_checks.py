@@ -275,6 +275,10 @@ def test_the_sparse_student(recipe: Path):
     assert "'lattice' is not in every model" in unfit
     write("conf/sparse.yaml", {"kd_conf": {"pruning": {"sparsity": 0.5, "end": 9}}})
     assert found(**options) == []
+    # docs/sparse.md: without the quotes YAML 1.1 reads 2:4 as 124.
+    for pattern, number in (('"2:4"', 0), ("2:4", 1)):
+        args = f"--kd_conf pruning.pattern={pattern}"
+        assert len(found(**options, sparse_args=args)) == number
 
 
 @pytest.mark.parametrize(
@@ -283,6 +287,7 @@ def test_the_sparse_student(recipe: Path):
         ({"nbst": 4}, "", "unrecognized arguments: --nbst 4"),
         ({"weights": "equal"}, "", "argument --weights: invalid choice: 'equal'"),
         ({"nbest": 4}, "--max_wer -1", "max_wer=-1.0: "),
+        ({"nbest": 4}, '--max_wer "1', "argument --max_wer: invalid float value"),
     ],
 )
 def test_options_of_the_kd_set(recipe: Path, capsys, preset, args, message):
