@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from espnet_kd.data.files import write_whole
-from espnet_kd.student.presets import read_preset
+from espnet_kd.student.presets import merged, read_preset
 
 # What a trained model's config.yaml says of one run and its data.
 OF_ONE_RUN = re.compile(
@@ -86,12 +86,8 @@ def _read(path: str) -> dict:
 
 
 def _write_merged(config: dict, preset: dict, args: argparse.Namespace) -> None:
-    given = {**(preset.get("training") or {}), "kd_conf": preset.get("kd_conf") or {}}
-    for name, value in given.items():
-        both_nested = isinstance(value, dict) and isinstance(config.get(name), dict)
-        config[name] = {**config[name], **value} if both_nested else value
     text = f"# {args.asr_config} with {args.kd_config}\n"
-    text += yaml.safe_dump(config, sort_keys=False)
+    text += yaml.safe_dump(merged(config, preset), sort_keys=False)
     write_whole(args.output_file, lambda part: part.write_text(text, "utf-8"))
 
 

@@ -18,7 +18,9 @@ from espnet_kd.planning import fit
 from espnet_kd.planning.chain import STAGES, Chain, Input, inputs, is_foreign
 from espnet_kd.planning.configurations import (
     Described,
+    kd_student,
     named,
+    or_none,
     read_yaml,
     student_of,
     teachers_of,
@@ -126,13 +128,14 @@ def configurations(c: Chain) -> Iterator[str]:
 def checkpoints(c: Chain) -> Iterator[str]:
     """Training will write the checkpoint that is asked for."""
     student = student_of(c)
-    if student and c.asks_for(12):
-        for stage, exp in ((9, c.asr_exp), (10, c.kd_exp)):
-            args = c.asr_args + (c.kd_args if stage == 10 else "")
-            if c.asks_for(stage) and not _is_trained(exp):
-                yield from _unwritten(
-                    student, args, "inference_asr_model", c.inference_asr_model
-                )
+    students = [(9, c.asr_exp, student, c.asr_args)]
+    with_kd = student and or_none(lambda: kd_student(c))
+    students.append((10, c.kd_exp, with_kd, f"{c.asr_args} {c.kd_args}"))
+    for stage, exp, student, args in students:
+        if student and c.asks_for(12) and c.asks_for(stage) and not _is_trained(exp):
+            yield from _unwritten(
+                student, args, "inference_asr_model", c.inference_asr_model
+            )
     for teacher in teachers_of(c):
         if not teacher.is_trained and not _is_trained(c.teachers[0]):
             if c.asks_for(6, 10, 11, 12):

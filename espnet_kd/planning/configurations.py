@@ -12,6 +12,7 @@ import yaml
 
 from espnet_kd.models.config import TaskName, read_config, task_of
 from espnet_kd.planning.chain import Chain, is_foreign
+from espnet_kd.student.presets import merged, read_preset
 
 T = TypeVar("T")
 # Options of training that are looked at; an option of kd.sh (--asr_args) may set them.
@@ -38,6 +39,32 @@ def student_of(chain: Chain) -> Described | None:
     if config is None:
         return None
     return Described("the student", chain.asr_config, config, chain.asr_task)
+
+
+def kd_student(chain: Chain) -> Described:
+    """The student of stage 10, as kd.sh merges its configuration; of one that cannot be
+    read, which is a fault of its own, what preset and options tell.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: preset or options cannot be read.
+    """
+    config = or_none(lambda: read_yaml(chain.asr_config)) or {}
+    config = merged(config, read_preset(chain.kd_config))
+    config = with_args(config, f"{chain.asr_args} {chain.kd_args}")
+    path = f"{chain.asr_config} and {chain.kd_config}"
+    return Described("the student", path, config, chain.asr_task)
+
+
+def sparse_student(chain: Chain, teacher: Described) -> Described:
+    """That of stage 11, which goes on from its teacher.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: preset or options cannot be read.
+    """
+    config = {name: v for name, v in teacher.config.items() if name != "kd_conf"}
+    config = merged(config, read_preset(chain.sparse_config))
+    config = with_args(config, chain.sparse_args)
+    return teacher._replace(name="the student", config=config)
 
 
 def trains_teacher(chain: Chain) -> bool:

@@ -19,12 +19,13 @@ from espnet_kd.models.config import (
 from espnet_kd.planning.chain import Chain, is_ours
 from espnet_kd.planning.configurations import (
     Described,
+    kd_student,
     named,
     or_none,
+    sparse_student,
     student_of,
     teachers_of,
     trains_teacher,
-    with_args,
 )
 from espnet_kd.student.config import KDConf, parse_kd_conf
 from espnet_kd.student.fitting import (
@@ -75,7 +76,7 @@ def token_lists(c: Chain) -> Iterator[str]:
     if c.asks_for(4, 5, 8, 9, 10, 11):
         yield from _bad_tokens(path, tokens)
     teachers = [each for each in teachers_of(c) if each.is_trained]
-    conf = or_none(lambda: _conf(c.kd_config, c.asr_args, c.kd_args))
+    conf = or_none(lambda: _conf(kd_student(c)))
     if c.asks_for(10) and conf is not None and conf.losses:
         yield from _unlike(tokens, teachers)
     if c.asks_for(11):
@@ -112,10 +113,11 @@ def distillation(c: Chain) -> Iterator[str]:
     """The losses of stage 10 fit student, teachers, GPUs and a set in parts."""
     if not c.asks_for(10) or or_none(lambda: read_preset(c.kd_config)) is None:
         return
-    student, teachers = student_of(c), teachers_of(c)
-    with named("kd_config") as problems:
-        conf = _conf(c.kd_config, c.asr_args, c.kd_args)
-        if student is not None and len(teachers) == len(c.teachers) > 0:
+    teachers = teachers_of(c)
+    with named(_given(c, "kd_config", "kd_args")) as problems:
+        student = kd_student(c)
+        conf = _conf(student)
+        if student_of(c) and len(teachers) == len(c.teachers) > 0:
             _check_fit(c, conf, [student, *teachers])
         yield from _alone(c, conf)
     yield from problems
@@ -124,25 +126,31 @@ def distillation(c: Chain) -> Iterator[str]:
 def sparse(c: Chain) -> Iterator[str]:
     """The preset of stage 11 prunes, and the teacher, which the student is, has the
     nodes of its losses."""
-    if not c.asks_for(11) or or_none(lambda: read_preset(c.sparse_config)) is None:
+    preset = or_none(lambda: read_preset(c.sparse_config))
+    if not c.asks_for(11) or preset is None:
         return
+    if not (preset.get("kd_conf") or {}).get("pruning"):
+        yield (
+            f"--sparse_config {c.sparse_config}: kd_conf.pruning is missing, and makes "
+            "a student sparse; see conf/kd/sparse.yaml"
+        )
     teachers = teachers_of(c)
-    with named("sparse_config") as problems:
-        conf = _conf(c.sparse_config, c.sparse_args)
-        if conf.pruning is None:
-            yield (
-                f"--sparse_config {c.sparse_config}: kd_conf.pruning is missing, and "
-                "makes a student sparse; see conf/kd/sparse.yaml"
-            )
-        if len(teachers) == len(c.teachers) > 0:
-            _check_fit(c, conf, [teachers[0]._replace(name="the student"), *teachers])
-    yield from problems
+    if len(teachers) == len(c.teachers) > 0:
+        with named(_given(c, "sparse_config", "sparse_args")) as problems:
+            student = sparse_student(c, teachers[0])
+            _check_fit(c, _conf(student), [student, *teachers])
+        yield from problems
 
 
-def _conf(preset: str, *args: str) -> KDConf:
-    """`kd_conf` of a preset after options of the command line."""
-    config = {"kd_conf": read_preset(preset).get("kd_conf") or {}}
-    return parse_kd_conf(with_args(config, " ".join(args))["kd_conf"])
+def _given(c: Chain, config: str, args: str) -> str:
+    """What a fault of a preset may lie in, for `named`."""
+    words = getattr(c, args)
+    return f"{config} {getattr(c, config)}" + (f", --{args} {words}" if words else "")
+
+
+def _conf(model: Described) -> KDConf:
+    """Its `kd_conf`."""
+    return parse_kd_conf(model.config.get("kd_conf") or {})
 
 
 def _check_fit(c: Chain, conf: KDConf, models: Sequence[Described]) -> None:

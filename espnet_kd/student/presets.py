@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,3 +31,14 @@ def read_preset(path: str | Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return preset
+
+
+def merged(config: Mapping[str, Any], preset: Mapping[str, Any]) -> dict:
+    """A training configuration with `training` and `kd_conf` of a preset, which go
+    before its own; of nested options (`..._conf`) each entry by itself."""
+    both = dict(config)
+    given = {**(preset.get("training") or {}), "kd_conf": preset.get("kd_conf") or {}}
+    for name, value in given.items():
+        both_nested = isinstance(value, dict) and isinstance(both.get(name), dict)
+        both[name] = {**both[name], **value} if both_nested else value
+    return both

@@ -208,6 +208,32 @@ def test_options_change_a_configuration(recipe: Path):
     assert found(asr_args="--max_epoch 3 --model_conf ctc_weight=0.3") == []
 
 
+def test_the_student_with_kd_is_merged_as_it_is_trained(recipe: Path):
+    """Of asr_config, the preset's `training` and `kd_conf`, asr_args and kd_args."""
+    frames = {"losses": [{"nodes": "frames"}]}
+    no_ctc = {**ATTENTION, "model_conf": {"ctc_weight": 0.0, "lsm_weight": 0.1}}
+    write("conf/student.yaml", no_ctc)
+    write("conf/kd.yaml", {"kd_conf": frames})
+    assert "'frames' is not in every model" in found()[0]
+    assert found(kd_args="--model_conf ctc_weight=0.3") == []
+    training = {"model_conf": {"ctc_weight": 0.3}}
+    write("conf/kd.yaml", {"kd_conf": frames, "training": training})
+    assert found() == []
+    write("conf/kd.yaml", {"kd_conf": {"rate": "pool"}})
+    write("conf/student.yaml", {**no_ctc, "kd_conf": frames})
+    (fault,) = found(kd_args="--kd_conf tolerance=0.1")
+    place = "--kd_config conf/kd.yaml, --kd_args --kd_conf tolerance=0.1: "
+    assert fault.startswith(place + "kd_conf.losses[0].nodes: 'frames' is not")
+
+
+def test_a_preset_chooses_the_checkpoint(recipe: Path):
+    training = {"best_model_criterion": [["valid", "wer", "min"]]}
+    write("conf/kd.yaml", {**PRESET, "training": training})
+    options = dict(wanted="10 12", eval_sets="valid")
+    assert "give valid.wer.ave.pth" in found(**options)[0]
+    assert found(**options, inference_asr_model="valid.wer.ave.pth") == []
+
+
 def test_a_file_that_an_earlier_stage_makes_is_no_fault(recipe: Path):
     Path("dump/raw/train_kd/wav.scp").unlink()
     for name in ("wav.scp", "text"):
