@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from espnet_kd.data.files import write_whole
+from espnet_kd.models.config import read_token_list
 from espnet_kd.student.presets import merged, read_preset
 
 # What a trained model's config.yaml says of one run and its data.
@@ -53,7 +54,7 @@ def sparse(args: argparse.Namespace) -> None:
             f"{args.kd_config}: kd_conf.pruning is not there, and makes a student "
             "sparse; see conf/kd/sparse.yaml"
         )
-    if Path(args.token_list).read_text("utf-8").splitlines() != config["token_list"]:
+    if read_token_list(args.token_list) != config["token_list"]:
         raise ValueError(
             f"{args.token_list}: is not the token list of {args.asr_config}; give "
             "--token_list and --bpemodel of that model"

@@ -38,6 +38,13 @@ def read_config(config: str | Path) -> dict:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
 
 
+def read_token_list(path: str | Path) -> list[str]:
+    """The tokens of a file as ESPnet's tasks read it: lines end at newlines alone (not
+    at U+2028, say), and lose blanks at their ends."""
+    with Path(path).open(encoding="utf-8") as lines:
+        return [line.rstrip() for line in lines]
+
+
 def sampling_rate_of(config: Mapping[str, Any]) -> int:
     """The rate in Hz of the audio that a model's frontend takes; ESPnet's is 16k."""
     rate = (config.get("frontend_conf") or {}).get("fs", 16000)

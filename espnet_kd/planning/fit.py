@@ -12,6 +12,7 @@ from espnet_kd.models.config import (
     frame_rate_of,
     nodes_of,
     read_config,
+    read_token_list,
     reads_audio,
     sampling_rate_of,
     task_of,
@@ -72,7 +73,7 @@ def token_lists(c: Chain) -> Iterator[str]:
     is_made_here = 3 in c.stages and is_ours(c.token_dir)
     if is_made_here or not path.is_file():
         return
-    tokens = path.read_text(encoding="utf-8").splitlines()
+    tokens = read_token_list(path)
     if c.asks_for(4, 5, 8, 9, 10, 11):
         yield from _bad_tokens(path, tokens)
     teachers = [each for each in teachers_of(c) if each.is_trained]

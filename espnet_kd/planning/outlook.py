@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import humanfriendly
 
+from espnet_kd.models.config import read_token_list
 from espnet_kd.planning.chain import STAGES, Chain, inputs
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _source(chain: Chain, name: str) -> str:
 def _vocabulary(chain: Chain) -> int:
     path = Path(chain.token_list)
     if path.is_file():
-        return len(path.read_text(encoding="utf-8").splitlines())
+        return len(read_token_list(path))
     if chain.token_type != "bpe":
         raise ValueError(f"{path} is not there yet")
     return int(chain.nbpe)

@@ -260,6 +260,14 @@ def test_the_checkpoint_is_one_that_training_writes(recipe: Path):
     assert found(**options, inference_asr_model="valid.x.ave.pth") == []
 
 
+def test_a_token_list_is_read_as_espnet_reads_it(recipe: Path):
+    tokens = [*TOKENS[:-1], "c\u2028d", "e\x85f", TOKENS[-1]]
+    text = "".join(f"{token}\n" for token in tokens).replace("a\n", "a \r\n")
+    write("data/token_list/char/tokens.txt", text)
+    teacher(token_list=tokens)
+    assert found() == []
+
+
 def test_lm_and_ngram(recipe: Path):
     for folder in ("exp/student", "exp/lm"):
         write(f"{folder}/config.yaml", {"token_list": TOKENS[1:]})
