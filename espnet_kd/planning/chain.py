@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +35,9 @@ class Input(NamedTuple):
     made_by: tuple[int, ...] = ()
 
     def is_there(self) -> bool:
-        """`path` may be a pattern."""
-        return bool(glob(self.path)) if "*" in self.path else Path(self.path).exists()
+        """The name, not the folder, may be a pattern."""
+        path = Path(self.path)
+        return path.exists() or ("*" in path.name and any(path.parent.glob(path.name)))
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Chain:
     decode_dir: str = ""
     kd_config: str = ""
     kd_args: str = ""
+    kd_tag: str = ""
     kd_set_args: str = ""
     kd_data: str = ""
     kd_exp: str = ""
@@ -145,14 +146,14 @@ class Chain:
         return [Input(f"{self.data_feats}/{name}/{file}", (2,)) for file in files]
 
     def tokens(self) -> list[Input]:
-        """Token list and BPE model, which stage 3 makes in its own folder, and symbols
-        that are no language."""
+        """Token list and BPE model, which stage 3 makes in its own folder, and of
+        characters the symbols that are not split: ESPnet goes on where they lack."""
         paths = [self.token_list] + [self.bpemodel] * (self.token_type == "bpe")
         files = [
             Input(path, (3,) if str(Path(path).parent) == self.token_dir else ())
             for path in paths
         ]
-        return files + self.symbols()
+        return files + self.symbols() * (self.token_type == "char")
 
     def symbols(self) -> list[Input]:
         """--nlsyms_txt; local/data.sh may make it."""
@@ -170,7 +171,7 @@ class Chain:
         """Folder, checkpoint and stage of training of all that is decoded."""
         found = [(each, self.teacher_model, 5) for each in self.teachers]
         found.append((self.asr_exp, self.inference_asr_model, 9))
-        if self.kd_config:
+        if self.kd_tag:
             found.append((self.kd_exp, self.inference_asr_model, 10))
         if self.sparse_config:
             model = self.sparse_model or self.teacher_model
@@ -272,6 +273,7 @@ def _kd_set(c: Chain) -> Iterator[Input]:
         yield Input(f"{c.decode_dir}/{name}/hypotheses.*.jsonl", (6,))
     yield from c.set(c.train_set, "wav.scp", "text")
     yield from c.tokens()
+    yield from c.symbols()
 
 
 def _student(c: Chain) -> Iterator[Input]:

@@ -226,6 +226,39 @@ def test_the_student_with_kd_is_merged_as_it_is_trained(recipe: Path):
     assert fault.startswith(place + "kd_conf.losses[0].nodes: 'frames' is not")
 
 
+def test_a_student_known_by_kd_tag_alone(recipe: Path):
+    """Decoding asks for no preset."""
+    write("exp/student_kd/valid.acc.ave.pth", "weights")
+    options = dict(wanted="12", kd_config="", teacher_exp="")
+    assert found(**options, kd_tag="essence") == []
+    assert found(**options) == ["nothing is trained: run stages 5, 9, 10 and 11 first"]
+
+
+@pytest.mark.parametrize("token_type, stages", [("word", "8"), ("char", "8 10")])
+def test_symbols_are_needed_where_they_are_read(recipe: Path, token_type, stages):
+    """A training splits words and word pieces without them."""
+    for name in ("raw/train/wav.scp", "raw/train/text"):
+        write(f"dump/{name}", "")
+    Path("dump/raw/train_kd_shapes/text_shape.char").rename(
+        f"dump/raw/train_kd_shapes/text_shape.{token_type}"
+    )
+    options = dict(token_type=token_type, nlsyms_txt="conf/nlsyms.txt")
+    for stage in ("8", "10"):
+        given = found(**options, wanted=stage)
+        assert ("conf/nlsyms.txt: not found" in "".join(given)) == (stage in stages)
+
+
+def test_a_folder_may_look_like_a_pattern(recipe: Path):
+    for name in ("wav.scp", "text"):
+        write(f"dump/raw/train/{name}", "")
+    write("conf/kd.yaml", {"kd_set": {"labelled_targets": "both"}})
+    folder = "exp/teacher_decode/t[1]"
+    options = dict(wanted="8", decode_dir=folder)
+    assert "hypotheses.*.jsonl: not found" in found(**options)[0]
+    write(f"{folder}/train/hypotheses.1.jsonl", "")
+    assert found(**options) == []
+
+
 def test_a_preset_chooses_the_checkpoint(recipe: Path):
     training = {"best_model_criterion": [["valid", "wer", "min"]]}
     write("conf/kd.yaml", {**PRESET, "training": training})

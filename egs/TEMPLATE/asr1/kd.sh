@@ -318,7 +318,7 @@ wanted=$(for number in $(seq ${last_stage}); do ! is_wanted "${number}" || echo 
 resolved="wanted data_feats train_set teacher_train_set data_train_sets valid_set unlabelled_set all_sets eval_sets
     fs token_type token_dir token_list bpemodel nlsyms_txt nbpe asr_task asr_config asr_args asr_exp asr_stats_dir feats_normalize
     pretrained_model teacher_task teacher_asr_config teacher_asr_args teacher_exp teacher_model teacher_weights
-    teacher_stats_dir teacher_inference_config teacher_inference_args teacher_nbest decode_dir kd_config kd_args
+    teacher_stats_dir teacher_inference_config teacher_inference_args teacher_nbest decode_dir kd_config kd_args kd_tag
     kd_set_args kd_data kd_exp sparse_config sparse_args sparse_exp sparse_model inference_config
     inference_asr_model lm_exp inference_lm use_lm use_ngram ngram_exp inference_ngram
     ngpu num_splits_asr nj gpu_inference speed_perturb_factors"
