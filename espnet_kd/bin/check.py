@@ -77,10 +77,12 @@ def estimate(chain: Chain) -> tuple[list[Stage], str]:
 
             args = plan.get_parser().parse_args(words)
             stages = plan.plan(plan.recipe_of(args))
-    # RuntimeError: memory does not suffice for an utterance of hours.
-    except (OSError, RuntimeError, ValueError, SystemExit, yaml.YAMLError) as error:
+    # A configuration that is a fault of its own fails anywhere; faults are told still.
+    except (Exception, SystemExit) as error:
         reason = said.getvalue().strip().split("\n")[-1]  # of a parser that exits
-        return [], f"No estimate: {reason if isinstance(error, SystemExit) else error}"
+        if not isinstance(error, SystemExit):
+            reason = str(error) or type(error).__name__
+        return [], f"No estimate: {reason}"
     training = "hours of training on CPUs are not estimated"
     if args.ngpu and int(chain.ngpu):
         training = f"on {args.ngpu} x {args.gpu}"

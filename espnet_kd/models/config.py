@@ -28,6 +28,7 @@ def read_config(config: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it holds something else than options, as an empty one does.
     """
     path = Path(config)
     if not path.is_file():
@@ -35,7 +36,11 @@ def read_config(config: str | Path) -> dict:
             f"{path}: no such model configuration; give the config.yaml of a trained "
             "ESPnet model (exp/asr_*/config.yaml)"
         )
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    with path.open(encoding="utf-8") as file:  # which errors of YAML name
+        options = yaml.load(file, Loader=_Loader)
+    if not isinstance(options, dict):
+        raise ValueError(f"{path}: must be a mapping of options to values")
+    return options
 
 
 def read_token_list(path: str | Path) -> list[str]:

@@ -209,5 +209,6 @@ LOOKS = (
     fit.token_lists,
     fit.distillation,
     fit.sparse,
+    fit.sampling_rate,
     fit.audio,
 )

@@ -98,7 +98,8 @@ def read_yaml(path: str) -> dict:
         FileNotFoundError, yaml.YAMLError, ValueError: it is missing, cannot be parsed,
             or holds something else than options.
     """
-    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    with Path(path).open(encoding="utf-8") as file:  # which errors of YAML name
+        config = yaml.safe_load(file)
     if config is None:
         return {}
     if not isinstance(config, dict):

@@ -84,11 +84,13 @@ def token_lists(c: Chain) -> Iterator[str]:
         yield from _unlike(tokens, teachers[:1])
     lm = Path(c.lm_exp, "config.yaml")
     if c.asks_for(12) and c.use_lm == "true" and lm.is_file():
-        if read_config(lm).get("token_list") != tokens:
-            yield (
-                f"{lm}: its token list is not that of {path}; train an LM with that "
-                "list, or give --use_lm false"
-            )
+        with named("lm_exp") as problems:
+            if read_config(lm).get("token_list") != tokens:
+                yield (
+                    f"{lm}: its token list is not that of {path}; train an LM with "
+                    "that list, or give --use_lm false"
+                )
+        yield from problems
 
 
 def _bad_tokens(path: Path, tokens: Sequence[str]) -> Iterator[str]:
@@ -104,8 +106,12 @@ def _bad_tokens(path: Path, tokens: Sequence[str]) -> Iterator[str]:
 
 def _unlike(tokens: Sequence[str], teachers: Sequence[Described]) -> Iterator[str]:
     for teacher in teachers:
+        theirs = teacher.config.get("token_list")
+        if not isinstance(theirs, list):
+            yield f"{teacher.path}: token_list is missing; ESPnet writes it"
+            continue
         try:
-            check_token_lists(tokens, teacher.config["token_list"], teacher.name)
+            check_token_lists(tokens, theirs, teacher.name)
         except ValueError as error:
             yield str(error)
 
@@ -161,7 +167,9 @@ def _check_fit(c: Chain, conf: KDConf, models: Sequence[Described]) -> None:
     have = {each.name: nodes_of(each.config, each.task) for each in models}
     if not compares_frames(with_known_nodes(conf, have)):
         return
-    rate = humanfriendly.parse_size(c.fs)
+    rate = _rate(c)
+    if rate is None:
+        return
     rates = {m.name: frame_rate_of(m.config, m.task, rate) for m in models}
     known = {name: each for name, each in rates.items() if each}
     if known:
@@ -181,6 +189,20 @@ def _alone(c: Chain, conf: KDConf) -> Iterator[str]:
             )
 
 
+def _rate(c: Chain) -> int | None:
+    """Of the audio, Hz; None where --fs is no number, which is a fault of its own."""
+    try:
+        return humanfriendly.parse_size(c.fs)
+    except humanfriendly.InvalidSize:
+        return None
+
+
+def sampling_rate(c: Chain) -> Iterator[str]:
+    """It is a number."""
+    if c.asks_for(2, 4, 5, 9, 10, 11) and not _rate(c):
+        yield f"--fs {c.fs}: must be a number of Hz, for example 16k or 16000"
+
+
 def audio(c: Chain) -> Iterator[str]:
     """Teachers read the audio that the student reads; each has a weight or none has."""
     if not c.asks_for(6, 10, 11):
@@ -191,7 +213,7 @@ def audio(c: Chain) -> Iterator[str]:
             f"--teacher_weights: {len(weights)} weights for {len(c.teachers)} "
             "teachers; give one for each, or none for equal weights"
         )
-    rate = humanfriendly.parse_size(c.fs)
+    rate = _rate(c)
     for teacher in teachers_of(c):
         if not teacher.is_trained:
             continue
@@ -200,7 +222,7 @@ def audio(c: Chain) -> Iterator[str]:
                 f"input_size: {teacher.name} reads features, but student and teachers "
                 "share a waveform; give a teacher that was trained from raw audio"
             )
-        elif sampling_rate_of(teacher.config) != rate:
+        elif rate and sampling_rate_of(teacher.config) != rate:
             yield (
                 f"frontend_conf.fs: {teacher.name} was trained on "
                 f"{sampling_rate_of(teacher.config)} Hz audio, --fs {c.fs} is {rate} "

@@ -121,6 +121,8 @@ def _audio(chain: Chain, name: str, rate: int) -> tuple[int, float]:
     for path, seconds in tables.items():
         if Path(path).is_file():
             lines = Path(path).read_text(encoding="utf-8").splitlines()
+            if not lines:
+                raise ValueError(f"hours of audio are not known, {path} is empty")
             return len(lines), sum(seconds(line.split()) for line in lines if line)
     raise ValueError(f"hours of audio are not known yet, none of {', '.join(tables)}")
 

@@ -20,7 +20,8 @@ def read_preset(path: str | Path) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: a section is not known or the losses are not valid.
     """
-    preset = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    with Path(path).open(encoding="utf-8") as file:  # which errors of YAML name
+        preset = yaml.safe_load(file) or {}
     if not isinstance(preset, dict):
         raise ValueError(f"{path}: must be a mapping with the sections {SECTIONS}")
     for name in preset:

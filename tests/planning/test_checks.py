@@ -106,8 +106,19 @@ def test_a_recipe_without_faults(recipe: Path):
         (
             lambda: write("conf/student.yaml", "a: [\n"),
             {},
-            "--asr_config: cannot be read as YAML",
+            'in "conf/student.yaml", line 2',
         ),
+        (
+            lambda: write("exp/teacher/config.yaml", ""),
+            {},
+            "exp/teacher/config.yaml: must be a mapping",
+        ),
+        (
+            lambda: teacher(token_list=None),
+            {},
+            "exp/teacher/config.yaml: token_list is missing",
+        ),
+        (None, {"fs": "none"}, "--fs none: must be a number of Hz"),
         (
             lambda: write("conf/student.yaml", "just words\n"),
             {},
@@ -314,6 +325,11 @@ def test_lm_and_ngram(recipe: Path):
         ngram_exp="exp/ngram",
         inference_ngram="3gram.bin",
     )
+    lm = Path("exp/lm/config.yaml").read_text()
+    write("exp/lm/config.yaml", "")
+    fault = "--lm_exp: exp/lm/config.yaml: must be a mapping of options to values"
+    assert fault in found(**options)
+    write("exp/lm/config.yaml", lm)
     assert sorted(found(**options)) == [
         "exp/lm/config.yaml: its token list is not that of "
         "data/token_list/char/tokens.txt; train an LM with that list, or give "
@@ -370,6 +386,17 @@ def test_options_of_the_kd_set(recipe: Path, capsys, preset, args, message):
     (fault,) = capsys.readouterr().err.splitlines()
     assert fault.startswith("Error: --kd_config conf/kd.yaml, --kd_set_args: ")
     assert message in fault
+
+
+def test_faults_are_told_where_the_estimate_fails(recipe: Path, capsys):
+    write("dump/raw/train/utt2num_samples", "")
+    given = {**STAGE_10, "all_sets": "train", "fs": "none", "kd_tag": "x"}
+    assert main(["--dry_run", *(f"{k}={v}" for k, v in given.items())]) == 1
+    said = capsys.readouterr()
+    assert "No estimate: " in said.out and "--fs none: must be" in said.err
+    given = {**STAGE_10, "all_sets": "train", "teacher_train_set": "train"}
+    assert main(["--dry_run", *(f"{k}={v}" for k, v in given.items())]) == 0
+    assert "dump/raw/train/utt2num_samples is empty" in capsys.readouterr().out
 
 
 def test_no_torch_is_imported(recipe: Path):

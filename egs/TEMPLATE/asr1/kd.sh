@@ -215,6 +215,11 @@ fi
 for number in ${skip_stages}; do
     [[ ${number} =~ ^([1-9]|1[0-4])$ ]] || fault "--skip_stages: ${number} is no stage; there are 1 to ${last_stage} (see --help)"
 done
+for option in ngpu num_nodes nj inference_nj num_splits_asr; do
+    [[ ${!option} =~ ^[1-9][0-9]*$ || "${option} ${!option}" = "ngpu 0" ]] && continue
+    fault "--${option} ${!option}: must be a whole number above 0 (--ngpu 0: train on the CPU)"
+    printf -v "${option}" 1 # the search for faults goes on
+done
 [[ ${dry_run} =~ ^(true|false)$ ]] || fault "--dry_run ${dry_run}: must be true or false"
 [[ ${asr_task} =~ ^asr(_transducer)?$ ]] || fault "--asr_task ${asr_task}: must be asr or asr_transducer"
 [[ ${num_nodes} -eq 1 || ! ${cuda_cmd} =~ ^(.*/)?(run_jobs.py|run.pl) ]] ||
