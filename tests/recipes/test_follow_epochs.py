@@ -50,6 +50,22 @@ def test_a_resumed_training(tmp_path: Path):
     ]
 
 
+def test_a_character_that_is_half_written(tmp_path: Path):
+    log = tmp_path / "train.log"
+    log.write_bytes("é".encode()[:1])
+    follower = subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(log)], stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(1)  # it has read that far
+    with log.open("ab") as lines:
+        lines.write("é\n".encode()[1:])
+        lines.write((HEAD + NEXT.format(4) + HEAD + RESULTS.format(4, 0.5)).encode())
+        lines.flush()
+        assert "epoch 4 of 4: train loss 109.285" in follower.stdout.readline()
+    follower.terminate()
+    assert follower.wait() == 0
+
+
 def test_it_ends_when_nobody_waits(tmp_path: Path):
     """kd.sh itself was killed by SIGKILL."""
     follower = f"{sys.executable} {PROGRAM} {tmp_path}/train.log"

@@ -71,19 +71,16 @@ def follow(log: Path, earlier: str) -> Iterator[str]:
     """Lines of the log until SIGTERM."""
     is_over = []
     signal.signal(signal.SIGTERM, lambda *_: is_over.append(True))
-    parent, lines = os.getppid(), None
+    parent, lines, part = os.getppid(), None, b""
     while True:
         is_last = bool(is_over) or os.getppid() != parent
         if lines is None and log.exists() and str(log.stat().st_ino) != earlier:
-            lines = log.open(encoding="utf-8", errors="replace")
-        part = ""
+            lines = log.open("rb")
         for piece in lines or ():
             part += piece
-            if part.endswith("\n"):
-                yield part
-                part = ""
-        if part:  # is being written
-            lines.seek(lines.tell() - len(part.encode()))
+            if part.endswith(b"\n"):  # else it is being written
+                yield part.decode(encoding="utf-8", errors="replace")
+                part = b""
         if is_last:
             return
         time.sleep(0.5)
