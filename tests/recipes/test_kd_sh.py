@@ -153,6 +153,23 @@ def test_failure_stops_the_chain_and_names_the_log(recipe):
     assert "Stage 12" not in answer.stdout
 
 
+def test_a_launcher_that_fails_itself(recipe):
+    """No log is written; that of an earlier run tells nothing of this one."""
+    write_inputs_of_stage_9(recipe)
+    program(
+        recipe / "queue.pl", '#!/bin/sh\necho "queue.pl: no such queue" >&2\nexit 1\n'
+    )
+    (recipe / "cmd.sh").write_text(
+        "export train_cmd=./queue.pl cuda_cmd=./queue.pl decode_cmd=./queue.pl\n"
+    )
+    options = "--stage 9 --stop_stage 9 --ngpu 0 --asr_exp exp/student --python "
+    for _ in range(2):
+        answer = kd(recipe, f"{NEEDED} {options}{sys.executable}")
+        reason = "training failed, see exp/student/launch.log: queue.pl: no such queue"
+        assert answer.stderr.splitlines()[-1].endswith(reason), answer.stderr
+        (recipe / "exp/student/train.log").write_text("KeyError: of another run\n")
+
+
 @pytest.mark.parametrize(
     "options, wanted",
     [
@@ -174,7 +191,7 @@ def test_several_gpus_go_through_espnets_launch_and_cmd_sh(recipe, options, want
     (recipe / "path.sh").write_text("export PATH=$PWD/utils:$PATH\n")
     training = "--stage 9 --stop_stage 9 --asr_exp exp/student"
     answer = kd(recipe, f"{NEEDED} {training} {options} --python {sys.executable}")
-    assert "training failed, see exp/student/train.log" in answer.stderr
+    assert "training failed, see exp/student/launch.log\n" in answer.stderr
     asked = (recipe / "asked").read_text()
     assert asked.startswith("-p gpu --name exp/student/train.log ")
     assert re.search(wanted, asked)

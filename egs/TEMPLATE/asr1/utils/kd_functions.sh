@@ -8,7 +8,7 @@ refusal_in() { # refusal_in LOG: what a failed command said, its last exception 
     awk '/^Traceback \(most recent call last\)/ { raised = 1; next }
         raised && /^[^ \t]/ { error = $0; raised = 0 }
         /^# Ended \(code (-9|137)\)/ { error = "killed, as for lack of memory" }
-        /^[^# \t]/ { last = $0 }
+        /^[^# \t]/ && !/ INFO: / { last = $0 }
         END { print error != "" ? error : last }' "$1" | sed -E 's/^([A-Za-z_0-9]+\.)+([A-Z][A-Za-z]+:)/\2/'
 }
 fail() { # fail WHAT LOG...: end with what the command of a LOG that tells of a failure said
@@ -189,21 +189,25 @@ is_foreign() { # is_foreign EXP: trained by asr.sh, so taken as it is
     log "  $1 was not trained by kd.sh: taken as it is"
 }
 launch() { # launch EXP COMMAND...: train on GPUs, through the queue
-    local exp=$1 job=$1/train.log follower code=0
+    local exp=$1 job=$1/train.log log=$1/train.log follower earlier code=0
     [[ ${cuda_cmd} != *queue*.pl* ]] || job=$(basename "${exp}") # SGE takes no "/" in a name
     # A line an epoch; a log that is there already is one of an earlier run.
-    ${python} "${here}/utils/follow_epochs.py" "${exp}/train.log" "$(stat -c %i "${exp}/train.log" 2>/dev/null)" &
+    earlier=$(stat -c %i "${log}" 2>/dev/null) || true
+    ${python} "${here}/utils/follow_epochs.py" "${log}" "${earlier}" &
     follower=$!
     # The launcher repeats the log where it fails; kd.sh's last line says what is in it.
     {
-        ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${job}" --log "${exp}"/train.log \
+        ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${job}" --log "${log}" \
             --ngpu "${ngpu}" --num_nodes "${num_nodes}" --init_file_prefix "${exp}"/.dist_init_ \
             --multiprocessing_distributed true -- "${@:2}" 2>&1 >&3 |
-            sed -u -E '/^(Command .* returned non-zero|Traceback)/,$d' >&2
+            sed -u '/^Command .* returned non-zero/,$d' | tee "${exp}/launch.log" >&2
     } 3>&1 || code=$?
     kill "${follower}" 2>/dev/null || true
     wait "${follower}" || true
-    [ "${code}" -eq 0 ] || fail training "${exp}/train.log"
+    [ "${code}" -ne 0 ] || return 0
+    # Without a new log it was the launcher, or what it called, that failed.
+    [ -e "${log}" ] && [ "$(stat -c %i "${log}")" != "${earlier}" ] || log=${exp}/launch.log
+    fail training "${log}"
 }
 split_tables() { # split_tables DATA SHAPES DIR: as asr.sh does, with the weights of a KD set
     local tables=("$1/wav.scp" "$1/text")
