@@ -133,6 +133,8 @@ asr.sh's other options are taken as well."
 if [ -z "${KD_SH_JOB:-}" ]; then
     stop() { # stop CODE
         trap '' INT TERM HUP
+        local group=${!:-}
+        [ -n "${group}" ] || exit "$1" # nothing is started
         kill -TERM -- "-${group}" 2>/dev/null || true
         for _ in {1..50}; do
             kill -0 -- "-${group}" 2>/dev/null || break
@@ -142,14 +144,13 @@ if [ -z "${KD_SH_JOB:-}" ]; then
         echo "$(date '+%Y-%m-%dT%H:%M:%S') (kd.sh) stopped; the same command goes on" >&2
         exit "$1"
     }
-    set -m
-    KD_SH_JOB=1 bash "$0" "$@" </dev/null &
-    group=$!
-    set +m
     trap 'stop 130' INT
     trap 'stop 143' TERM
     trap 'stop 129' HUP
-    wait "${group}" && exit || exit $?
+    set -m
+    KD_SH_JOB=1 bash "$0" "$@" </dev/null &
+    set +m
+    wait $! && exit || exit $?
 fi
 unset KD_SH_JOB
 
