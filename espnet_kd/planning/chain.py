@@ -235,7 +235,7 @@ def _training(
     yield from c.set(c.valid_set, "wav.scp")
     yield from c.tokens()
     yield from shapes
-    yield Input(f"{stats}/valid/speech_shape", (4,))
+    yield from _shapes(c, f"{stats}/valid", 4)
 
 
 def _shapes(c: Chain, folder: str, stage: int) -> list[Input]:

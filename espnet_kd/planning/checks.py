@@ -78,10 +78,9 @@ def lacks(file: Input) -> str:
     if not file.made_by:
         return f"{file.path}: not found"
     stages = " or ".join(map(str, file.made_by))
-    return (
-        f"{file.path}: not found; run stage {stages} of kd.sh, or what makes it in "
-        "asr.sh, first"
-    )
+    # Data and statistics are those of asr.sh; hypotheses, KD sets and models are ours.
+    or_theirs = ", or what makes it in asr.sh," if max(file.made_by) <= 4 else ""
+    return f"{file.path}: not found; run stage {stages} of kd.sh{or_theirs} first"
 
 
 def lacking_models(c: Chain) -> Iterator[str]:

@@ -3,6 +3,7 @@ their configurations tell. Faults are told as training would tell them, days lat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -161,7 +162,9 @@ def _conf(model: Described) -> KDConf:
 
 
 def _check_fit(c: Chain, conf: KDConf, models: Sequence[Described]) -> None:
-    """ValueError where a model lacks nodes, or frame rates cannot be matched."""
+    """ValueError where a teacher that is named is not there, a model lacks nodes, or
+    frame rates cannot be matched."""
+    _check_indices(conf, len(c.teachers))
     if not conf.needs_teacher:
         return
     have = {each.name: nodes_of(each.config, each.task) for each in models}
@@ -174,6 +177,18 @@ def _check_fit(c: Chain, conf: KDConf, models: Sequence[Described]) -> None:
     known = {name: each for name, each in rates.items() if each}
     if known:
         strides_to_common_rate(known)
+
+
+def _check_indices(conf: KDConf, teachers: int) -> None:
+    named = {f"hidden[{n}]": pair for n, pair in enumerate(conf.hidden)}
+    if conf.init_from_teacher is not None:
+        named["init_from_teacher"] = conf.init_from_teacher
+    for name, each in named.items():
+        if each.teacher_index >= teachers:
+            raise ValueError(
+                f"kd_conf.{name}.teacher_index: {each.teacher_index}, but there are "
+                f"{teachers} teachers, counted from 0"
+            )
 
 
 def _alone(c: Chain, conf: KDConf) -> Iterator[str]:
@@ -213,6 +228,11 @@ def audio(c: Chain) -> Iterator[str]:
             f"--teacher_weights: {len(weights)} weights for {len(c.teachers)} "
             "teachers; give one for each, or none for equal weights"
         )
+    if not all(_is_positive(weight) for weight in weights):
+        yield (
+            f"--teacher_weights {c.teacher_weights}: must be numbers above 0; leave a "
+            "teacher out instead"
+        )
     rate = _rate(c)
     for teacher in teachers_of(c):
         if not teacher.is_trained:
@@ -228,3 +248,10 @@ def audio(c: Chain) -> Iterator[str]:
                 f"{sampling_rate_of(teacher.config)} Hz audio, --fs {c.fs} is {rate} "
                 "Hz; both read the same waveform"
             )
+
+
+def _is_positive(weight: str) -> bool:
+    try:
+        return 0 < float(weight) < math.inf
+    except ValueError:
+        return False

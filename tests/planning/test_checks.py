@@ -61,6 +61,7 @@ def recipe(tmp_path: Path, monkeypatch) -> Path:
         "dump/raw/train_kd_shapes/speech_shape": "",
         "dump/raw/train_kd_shapes/text_shape.char": "",
         "exp/stats/valid/speech_shape": "",
+        "exp/stats/valid/text_shape.char": "",
     }
     for name, text in files.items():
         write(name, text)
@@ -182,7 +183,19 @@ def test_a_recipe_without_faults(recipe: Path):
         (
             lambda: Path("dump/raw/train_kd/wav.scp").unlink(),
             {},
-            "dump/raw/train_kd/wav.scp: not found; run stage 8 of kd.sh",
+            "dump/raw/train_kd/wav.scp: not found; run stage 8 of kd.sh first",
+        ),
+        (
+            lambda: Path("exp/stats/valid/text_shape.char").unlink(),
+            {},
+            "exp/stats/valid/text_shape.char: not found; run stage 4 of kd.sh, or what "
+            "makes it in asr.sh, first",
+        ),
+        (None, {"teacher_weights": "0"}, "--teacher_weights 0: must be numbers above"),
+        (
+            None,
+            {"kd_args": "--kd_conf init_from_teacher.teacher_index=1"},
+            "kd_conf.init_from_teacher.teacher_index: 1, but there are 1 teachers",
         ),
     ],
 )

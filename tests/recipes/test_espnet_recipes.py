@@ -269,10 +269,10 @@ def files_of(recipe: str, names: dict[str, str]) -> set[str]:
     files = [f"{data}/{train}/{name}" for name in ("wav.scp", "text")]
     files += [f"{data}/{valid}/wav.scp", names["token_list"]]
     files += [names["bpemodel"]] * (tokens == "bpe")
-    files += [
-        f"{stats}/train/{name}" for name in ("speech_shape", f"text_shape.{tokens}")
-    ]
-    files += [f"{stats}/valid/speech_shape", f"{stats}/train/feats_stats.npz"]
+    for part in ("train", "valid"):
+        shapes = ("speech_shape", f"text_shape.{tokens}")
+        files += [f"{stats}/{part}/{name}" for name in shapes]
+    files += [f"{stats}/train/feats_stats.npz"]
     files += [f"exp/asr_large/{name}" for name in ("config.yaml", "valid.acc.ave.pth")]
     sets = names["test_sets"].split() + [valid] * (names["eval_valid_set"] == "true")
     files += [f"{data}/{each}/{name}" for each in sets for name in ("wav.scp", "text")]

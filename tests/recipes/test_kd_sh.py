@@ -90,6 +90,7 @@ def test_options_of_asr_sh_are_taken(recipe):
         ("--skip_stages 9,10", "--skip_stages: 9,10 is no stage"),
         ("--dry_run yes", "--dry_run yes: must be true or false"),
         ("--asr_task st", "--asr_task st: must be asr or asr_transducer"),
+        ("--teacher_task st", "--teacher_task st: must be asr or asr_transducer"),
         ("--stage 12", "nothing is trained"),
         ("--stage 13 --kd_config sequence.yaml", "nothing is trained"),
     ],
@@ -132,6 +133,7 @@ def write_inputs_of_stage_9(recipe: Path) -> None:
         stats / "train" / "text_shape.bpe",
         stats / "train" / "feats_stats.npz",
         stats / "valid" / "speech_shape",
+        stats / "valid" / "text_shape.bpe",
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()

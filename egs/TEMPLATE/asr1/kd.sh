@@ -8,7 +8,7 @@ SECONDS=0
 stage=1               # First stage to run.
 stop_stage=10000      # Last stage to run.
 skip_stages=          # Stages to leave out, e.g. "1 2".
-dry_run=false         # Look for every fault, show what each stage would do, write nothing.
+dry_run=false         # Look for faults, show what each stage would do, write nothing.
 ngpu=1                # GPUs for training (0: CPU).
 num_nodes=1           # Machines for training.
 nj=32                 # Jobs for data, statistics and teacher decoding.
@@ -223,6 +223,7 @@ for option in ngpu num_nodes nj inference_nj num_splits_asr; do
 done
 [[ ${dry_run} =~ ^(true|false)$ ]] || fault "--dry_run ${dry_run}: must be true or false"
 [[ ${asr_task} =~ ^asr(_transducer)?$ ]] || fault "--asr_task ${asr_task}: must be asr or asr_transducer"
+[[ ${teacher_task} =~ ^(|asr|asr_transducer)$ ]] || fault "--teacher_task ${teacher_task}: must be asr or asr_transducer"
 [[ ${num_nodes} -eq 1 || ! ${cuda_cmd} =~ ^(.*/)?(run_jobs.py|run.pl) ]] ||
     fault "--num_nodes ${num_nodes}: ${cuda_cmd%% *} starts jobs on this machine alone; set cuda_cmd in cmd.sh to slurm.pl, or leave it at 1"
 [ "${num_ref}" -eq 1 ] || fault "--num_ref ${num_ref}: KD knows one reference, leave it at 1"
