@@ -143,14 +143,29 @@ def checkpoints(c: Chain) -> Iterator[str]:
                 )
 
 
+def begun_by_others(c: Chain) -> Iterator[str]:
+    """A training of asr.sh is taken as it is, so it has ended."""
+    for exp in _trainings(c).values():
+        if is_foreign(exp, "config.yaml") and not any(Path(exp).glob("*.ave*.pth")):
+            yield (
+                f"{exp} holds a training that kd.sh did not begin and that has not "
+                "ended: end it, or delete the folder"
+            )
+
+
+def _trainings(c: Chain) -> dict[int, str]:
+    """Folders of the stages that are asked for and train."""
+    folders = {9: c.asr_exp, 10: c.kd_exp, 11: c.sparse_exp}
+    if c.teachers:
+        folders[5] = c.teachers[0]
+    return {stage: exp for stage, exp in folders.items() if c.asks_for(stage)}
+
+
 def torn(c: Chain) -> Iterator[str]:
     """A training goes on from its checkpoint.pth, which is whole; so are teachers."""
-    trainings = {9: c.asr_exp, 10: c.kd_exp, 11: c.sparse_exp}
-    if c.teachers and c.teacher_asr_config:
-        trainings[5] = c.teachers[0]
-    for stage, exp in trainings.items():
+    for stage, exp in _trainings(c).items():
         checkpoint = Path(exp, "checkpoint.pth")
-        if c.asks_for(stage) and checkpoint.is_file() and not _is_trained(exp):
+        if checkpoint.is_file() and not _is_trained(exp):
             damage = damage_of(checkpoint)
             if damage is not None:
                 yield (
@@ -203,6 +218,7 @@ LOOKS = (
     lacking_inputs,
     lacking_models,
     checkpoints,
+    begun_by_others,
     torn,
     fit.tasks,
     fit.token_lists,

@@ -325,6 +325,17 @@ def test_a_token_list_is_read_as_espnet_reads_it(recipe: Path):
     assert found() == []
 
 
+def test_a_training_of_asr_sh_has_ended(recipe: Path):
+    write("exp/student_kd/config.yaml", ATTENTION)
+    (fault,) = found()
+    assert fault == (
+        "exp/student_kd holds a training that kd.sh did not begin and that has not "
+        "ended: end it, or delete the folder"
+    )
+    write("exp/student_kd/valid.acc.ave_3best.pth", "weights")
+    assert found() == []
+
+
 def test_lm_and_ngram(recipe: Path):
     for folder in ("exp/student", "exp/lm"):
         write(f"{folder}/config.yaml", {"token_list": TOKENS[1:]})
