@@ -29,7 +29,8 @@ from espnet_kd.student.presets import read_preset
 
 # ESPnet's default best_model_criterion.
 CRITERIA = (("valid", "loss"), ("valid", "acc"), ("train", "loss"), ("train", "acc"))
-AVERAGE = re.compile(r"(train|valid)\.(\w+)\.(?:ave(?:_\d+best)?|best)\.pth")
+KEPT = 10  # and its keep_nbest_models
+AVERAGE = re.compile(r"(train|valid)\.(\w+)\.(?:ave(?:_(\d+)best)?|best)\.pth")
 
 
 def faults(chain: Chain) -> list[str]:
@@ -195,7 +196,17 @@ def _is_trained(folder: str) -> bool:
 
 def _unwritten(model: Described, args: str, option: str, name: str) -> Iterator[str]:
     match = AVERAGE.fullmatch(name)
-    if match is None or "best_model_criterion" in args:
+    if match is None:
+        return
+    kept = model.config.get("keep_nbest_models", KEPT)
+    kept = kept if isinstance(kept, list) else [kept]
+    # Of few epochs ave_1best is written whatever is kept.
+    if match[3] and int(match[3]) not in (1, *kept) and "keep_nbest" not in args:
+        yield (
+            f"--{option} {name}: training with {model.path} does not write it, "
+            f"keep_nbest_models is {kept}"
+        )
+    if "best_model_criterion" in args:
         return
     given = model.config.get("best_model_criterion") or CRITERIA
     has_accuracy = "tokens" in nodes_of(model.config, model.task)

@@ -325,6 +325,20 @@ def test_a_token_list_is_read_as_espnet_reads_it(recipe: Path):
     assert found() == []
 
 
+def test_the_number_of_averaged_checkpoints(recipe: Path):
+    options = dict(
+        wanted="10 12",
+        eval_sets="valid",
+        inference_asr_model="valid.acc.ave_10best.pth",
+    )
+    assert found(**options) == []
+    write("conf/student.yaml", {**ATTENTION, "keep_nbest_models": [1, 5]})
+    (fault,) = found(**options)
+    assert "valid.acc.ave_10best.pth: training with conf/student.yaml and" in fault
+    assert "keep_nbest_models is [1, 5]" in fault
+    assert found(**options, asr_args="--keep_nbest_models 10") == []
+
+
 def test_a_training_of_asr_sh_has_ended(recipe: Path):
     write("exp/student_kd/config.yaml", ATTENTION)
     (fault,) = found()
