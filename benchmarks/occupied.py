@@ -22,9 +22,10 @@ from espnet_kd.lattice.classes import class_log_probs
 from espnet_kd.lattice.factored import Logits, nodes_of
 from espnet_kd.lattice.nodes import make_grid
 from espnet_kd.lattice.reading import read_nodes
+from espnet_kd.models.branches import encode
 from espnet_kd.models.config import read_config
+from espnet_kd.models.joint import joint_logits
 from espnet_kd.models.loading import load_model
-from espnet_kd.teacher.soft import encode, joint_logits
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 

@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
     if option == "-m" and rest:
         module, *arguments = rest
         if module.startswith("espnet2.bin."):
-            from espnet_kd import standin
+            from espnet_kd.models import warprnnt
 
-            standin.install()
+            warprnnt.install()
         sys.argv = [module, *arguments]
         with _reading_models(module):
             runpy.run_module(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from espnet_kd import standin
 from espnet_kd.bin.doctor import BROKEN, LACK, OK, conflicts, k2_wheel
+from espnet_kd.models import warprnnt
 from espnet_kd.models.versions import TESTED
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def test_here_the_main_job_can_run(tmp_path):
         "remedy": "",
     }
     # Another test of this process may have put our stand-in in its place.
-    stands_in = standin.installed() != "real"
+    stands_in = warprnnt.installed() != "real"
     assert ("stand-in" in found["warprnnt_pytorch"]["found"]) == stands_in
 
 

@@ -2,7 +2,7 @@
 """Train a student (or, without `kd_conf`, a stock model) of ESPnet's `asr` task."""
 
 from espnet_kd.tasks.asr import ASRKDTask
-from espnet_kd.tasks.options import ConfigurationError
+from espnet_kd.tasks.mixin import ConfigurationError
 
 
 def get_parser():

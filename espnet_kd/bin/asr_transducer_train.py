@@ -2,7 +2,7 @@
 """Train a student (without `kd_conf` a stock model) of ESPnet's `asr_transducer`."""
 
 from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
-from espnet_kd.tasks.options import ConfigurationError
+from espnet_kd.tasks.mixin import ConfigurationError
 
 
 def get_parser():

@@ -21,12 +21,12 @@ import yaml
 
 from espnet_kd.bin import kd_set
 from espnet_kd.bin.preset import OF_ONE_RUN
+from espnet_kd.config.presets import read_preset
 from espnet_kd.models.config import read_config
 from espnet_kd.planning.chain import Chain
 from espnet_kd.planning.checks import faults
 from espnet_kd.planning.configurations import or_none
 from espnet_kd.planning.outlook import outlook, planner_options
-from espnet_kd.student.presets import read_preset
 
 if TYPE_CHECKING:
     from espnet_kd.planning.stages import Stage

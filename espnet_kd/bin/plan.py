@@ -18,6 +18,8 @@ from pathlib import Path
 
 import yaml
 
+from espnet_kd.config.kd_conf import LATTICE_NODES, parse_kd_conf
+from espnet_kd.config.presets import read_preset
 from espnet_kd.planning import files, training
 from espnet_kd.planning.machines import MACHINES
 from espnet_kd.planning.models import Model, Speech, of_config, of_size
@@ -25,8 +27,6 @@ from espnet_kd.planning.render import explained, table, targets_table
 from espnet_kd.planning.search import search_of
 from espnet_kd.planning.stages import Recipe, plan
 from espnet_kd.planning.training import Settings, Teaching, settings_of
-from espnet_kd.student.config import LATTICE_NODES, parse_kd_conf
-from espnet_kd.student.presets import read_preset
 
 MODELS = ("teacher", "student")
 

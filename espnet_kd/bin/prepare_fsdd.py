@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from espnet_kd.data import digits
-from espnet_kd.data.sets import Utterance, add_options, prepare
+from espnet_kd.corpora import fsdd
+from espnet_kd.corpora.sets import Utterance, add_options, prepare
 
 SIZES = {
     "train_teacher": 3000,
@@ -38,13 +38,13 @@ def main(cmd: list[str] | None = None) -> None:
     args = get_parser().parse_args(cmd)
 
     def make(part: str, number: int) -> Iterator[Utterance]:
-        recordings = digits.load_recordings(args.fsdd_dir, part)
-        yield from digits.utterances(
+        recordings = fsdd.load_recordings(args.fsdd_dir, part)
+        yield from fsdd.utterances(
             recordings, part, number, snr=args.snr, seed=args.seed
         )
 
     try:
-        prepare(args, make, digits.RATE)
+        prepare(args, make, fsdd.RATE)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"prepare_fsdd: {error}")
 

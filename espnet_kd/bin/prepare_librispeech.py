@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_kd.data import librispeech
-from espnet_kd.data.corpus import once
+from espnet_kd.corpora import librispeech
+from espnet_kd.corpora.corpus import once
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from espnet_kd.data import speech
-from espnet_kd.data.sets import Utterance, add_options, prepare
+from espnet_kd.corpora import synthetic
+from espnet_kd.corpora.sets import Utterance, add_options, prepare
 
 SIZES = {
     "train_teacher": 600,
@@ -31,10 +31,10 @@ def main(cmd: list[str] | None = None) -> None:
     args = get_parser().parse_args(cmd)
 
     def make(part: str, number: int) -> Iterator[Utterance]:
-        yield from speech.utterances(part, number, snr=args.snr, seed=args.seed)
+        yield from synthetic.utterances(part, number, snr=args.snr, seed=args.seed)
 
     try:
-        prepare(args, make, speech.RATE)
+        prepare(args, make, synthetic.RATE)
     except (RuntimeError, ValueError) as error:
         sys.exit(f"prepare_mini: {error}")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_kd.data.corpus import once, write_set
-from espnet_kd.data.eval2000 import prepare_eval2000
+from espnet_kd.corpora.corpus import once, write_set
+from espnet_kd.corpora.eval2000 import prepare_eval2000
+from espnet_kd.corpora.switchboard import DEV_SIZE, prepare_switchboard
+from espnet_kd.corpora.switchboard_text import NOISES, fisher_text
+from espnet_kd.corpora.telephone import files_below
 from espnet_kd.data.files import write_whole
 from espnet_kd.data.kaldi import write_table
-from espnet_kd.data.switchboard import DEV_SIZE, prepare_switchboard
-from espnet_kd.data.switchboard_text import NOISES, fisher_text
-from espnet_kd.data.telephone import files_below
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_kd.data.corpus import once, write_set
+from espnet_kd.corpora.corpus import once, write_set
+from espnet_kd.corpora.wsj import SUBSETS, TRANSCRIPTS, prepare_wsj
+from espnet_kd.corpora.wsj_text import non_linguistic
 from espnet_kd.data.files import write_whole
-from espnet_kd.data.wsj import SUBSETS, TRANSCRIPTS, prepare_wsj
-from espnet_kd.data.wsj_text import non_linguistic
 
 
 def get_parser() -> argparse.ArgumentParser:

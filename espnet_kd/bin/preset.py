@@ -15,9 +15,9 @@ from pathlib import Path
 
 import yaml
 
+from espnet_kd.config.presets import merged, read_preset
 from espnet_kd.data.files import write_whole
 from espnet_kd.models.config import read_token_list
-from espnet_kd.student.presets import merged, read_preset
 
 # What a trained model's config.yaml says of one run and its data.
 OF_ONE_RUN = re.compile(

@@ -18,8 +18,8 @@ from typing import Union
 import torch
 from torch import Tensor
 
+from espnet_kd.compress.sparsity import TwoOfFour
 from espnet_kd.data.files import write_whole
-from espnet_kd.student.sparsity import TwoOfFour
 
 State = dict[str, Tensor]
 Parts = dict[str, Union[Tensor, list[int]]]
@@ -33,7 +33,7 @@ def compress(state: Mapping[str, Tensor], weights: Collection[str], form: str) -
     Args:
         state: a model's state_dict.
         weights: names of the weights that may be compressed, see
-            `espnet_kd.student.sparsity.prunable_weights`.
+            `espnet_kd.compress.sparsity.prunable_weights`.
 
     Raises:
         ValueError: the form suits none of the weights.

@@ -14,10 +14,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from espnet_kd import standin
 from espnet_kd.data.files import write_whole
 from espnet_kd.export.formats import compressed_names, load_compressed
 from espnet_kd.export.names import form_of
+from espnet_kd.models import warprnnt
 from espnet_kd.models.config import read_config, task_of
 from espnet_kd.models.loading import (
     names_of_missing_files,
@@ -103,7 +103,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _stock(config: str | Path, model_file: str | Path | None, **options: Any) -> Any:
-    standin.install()
+    warprnnt.install()
     speech2text = importlib.import_module(INFERENCE[task_of(config)]).Speech2Text
     with whole_models(), names_of_missing_files(config):
         return speech2text(

@@ -79,9 +79,9 @@ def task_of(config: str | Path) -> TaskName:
     )
 
 
-def nodes_of(config: Mapping[str, Any], task: TaskName) -> set[str]:
+def nodes_of_config(config: Mapping[str, Any], task: TaskName) -> set[str]:
     """Where a model can be compared, as `kd_conf` names it, told by its (training)
-    configuration; `espnet_kd.teacher.soft.nodes_of` asks the model itself."""
+    configuration; `espnet_kd.models.branches.nodes_of_model` asks the model itself."""
     model = config.get("model_conf") or {}
     lattice = {"sequence", "lattice", "band", "path"}
     if task == "asr_transducer":

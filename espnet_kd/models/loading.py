@@ -61,9 +61,9 @@ def load_stock_model(
     from espnet2.tasks.asr import ASRTask
     from espnet2.tasks.asr_transducer import ASRTransducerTask
 
-    from espnet_kd import standin
+    from espnet_kd.models import warprnnt
 
-    standin.install()
+    warprnnt.install()
     task = ASRTransducerTask if task_of(config) == "asr_transducer" else ASRTask
     with whole_models(), names_of_missing_files(config):
         model, _ = task.build_model_from_file(str(config), str(model_file), device)

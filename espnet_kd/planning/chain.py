@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from espnet_kd.config.presets import read_preset
 from espnet_kd.models.config import TaskName
-from espnet_kd.student.presets import read_preset
 
 STAGES = {
     1: "data",

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from espnet_kd.models.config import nodes_of
+from espnet_kd.config.presets import read_preset
+from espnet_kd.models.config import nodes_of_config
 from espnet_kd.models.files import damage_of
 from espnet_kd.planning import fit
 from espnet_kd.planning.chain import STAGES, Chain, Input, inputs, is_foreign
@@ -25,7 +26,6 @@ from espnet_kd.planning.configurations import (
     student_of,
     teachers_of,
 )
-from espnet_kd.student.presets import read_preset
 
 # ESPnet's default best_model_criterion.
 CRITERIA = (("valid", "loss"), ("valid", "acc"), ("train", "loss"), ("train", "acc"))
@@ -209,7 +209,7 @@ def _unwritten(model: Described, args: str, option: str, name: str) -> Iterator[
     if "best_model_criterion" in args:
         return
     given = model.config.get("best_model_criterion") or CRITERIA
-    has_accuracy = "tokens" in nodes_of(model.config, model.task)
+    has_accuracy = "tokens" in nodes_of_config(model.config, model.task)
     known = [
         f"{phase}.{value}.ave.pth"
         for phase, value, *_ in given

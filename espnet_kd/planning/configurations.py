@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
+from espnet_kd.config.presets import merged, read_preset
 from espnet_kd.models.config import TaskName, read_config, task_of
 from espnet_kd.planning.chain import Chain, is_foreign
-from espnet_kd.student.presets import merged, read_preset
 
 T = TypeVar("T")
 # Options of training that are looked at; an option of kd.sh (--asr_args) may set them.

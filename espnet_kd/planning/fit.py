@@ -9,9 +9,17 @@ from pathlib import Path
 
 import humanfriendly
 
+from espnet_kd.config.kd_conf import KDConf, parse_kd_conf
+from espnet_kd.config.presets import read_preset
+from espnet_kd.distill.fitting import (
+    check_token_lists,
+    compares_frames,
+    strides_to_common_rate,
+    with_known_nodes,
+)
 from espnet_kd.models.config import (
     frame_rate_of,
-    nodes_of,
+    nodes_of_config,
     read_config,
     read_token_list,
     reads_audio,
@@ -29,14 +37,6 @@ from espnet_kd.planning.configurations import (
     teachers_of,
     trains_teacher,
 )
-from espnet_kd.student.config import KDConf, parse_kd_conf
-from espnet_kd.student.fitting import (
-    check_token_lists,
-    compares_frames,
-    strides_to_common_rate,
-    with_known_nodes,
-)
-from espnet_kd.student.presets import read_preset
 
 
 def tasks(c: Chain) -> Iterator[str]:
@@ -167,7 +167,7 @@ def _check_fit(c: Chain, conf: KDConf, models: Sequence[Described]) -> None:
     _check_indices(conf, len(c.teachers))
     if not conf.needs_teacher:
         return
-    have = {each.name: nodes_of(each.config, each.task) for each in models}
+    have = {each.name: nodes_of_config(each.config, each.task) for each in models}
     if not compares_frames(with_known_nodes(conf, have)):
         return
     rate = _rate(c)

@@ -14,8 +14,8 @@ import yaml
 if TYPE_CHECKING:  # torch is slow to import
     from torch import Tensor, nn
 
+    from espnet_kd.models.branches import Encoded
     from espnet_kd.report.operations import Counts
-    from espnet_kd.teacher.soft import Encoded
 
 # Of a model that is known by its number of parameters P and its width W alone: what
 # Conformers and Transformers of ESPnet have, within a third (tests, docs/planning.md).
@@ -105,13 +105,13 @@ def of_config(config: str | Path, vocabulary: int, speech: Speech) -> Model:
         FileNotFoundError: there is no such file.
         ValueError: ESPnet cannot build it, say for a front end that it downloads.
     """
+    from espnet_kd.models.branches import nodes_of_model
     from espnet_kd.report.operations import operations
-    from espnet_kd.teacher.soft import nodes_of
 
     model = build(config, vocabulary, speech.rate)
     counted = operations(model, speech.rate, speech.seconds, speech.labels)
     step = 0.0
-    if "tokens" in nodes_of(model):
+    if "tokens" in nodes_of_model(model):
         first = operations(model, speech.rate, speech.seconds, 0).decoder
         step = speech.seconds * _multiply_adds(model, first)
     frames, kept = activations(model, speech, speech.seconds)
@@ -180,7 +180,7 @@ def activations(model: nn.Module, speech: Speech, seconds: float) -> tuple[int, 
     """
     import torch
 
-    from espnet_kd.teacher.soft import encode
+    from espnet_kd.models.branches import encode
 
     parameters = {p.data_ptr() for p in model.parameters()}
     kept: dict[int, Tensor] = {}  # holds what it counts, so that no address is reused
@@ -210,7 +210,7 @@ def _behind(model: nn.Module, encoded: Encoded, labels: int) -> list[Tensor]:
     """What training computes behind the encoder, up to log-probabilities."""
     import torch
 
-    from espnet_kd.teacher.soft import frame_layer, nodes_of
+    from espnet_kd.models.branches import frame_layer, nodes_of_model
 
     encoder_out, frames = encoded
     tokens = torch.ones(1, labels + 1, dtype=torch.long)
@@ -219,7 +219,7 @@ def _behind(model: nn.Module, encoded: Encoded, labels: int) -> list[Tensor]:
         logits.append(frame_layer(model)(encoder_out))
     if getattr(model, "joint_network", None) is not None:
         return [model.decoder(tokens), *(x.log_softmax(-1) for x in logits)]
-    if "tokens" in nodes_of(model):
+    if "tokens" in nodes_of_model(model):
         lengths = torch.tensor([labels + 1])
         logits.append(model.decoder(encoder_out, frames, tokens, lengths)[0])
     return [x.log_softmax(-1) for x in logits]

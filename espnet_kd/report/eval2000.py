@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from espnet_kd.data.eval2000 import HESITATION, SUBSETS, read_stm, scored
-from espnet_kd.data.switchboard_text import NOISES
+from espnet_kd.corpora.eval2000 import HESITATION, SUBSETS, read_stm, scored
+from espnet_kd.corpora.switchboard_text import NOISES
 from espnet_kd.report.alternatives import errors, parse
 from espnet_kd.report.glm import GlobalMap, read_glm
 from espnet_kd.report.scoring import ScoredSet, require_same_ids, sclite_counts

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from espnet_kd.compress.sparsity import MULTIPLYING
+from espnet_kd.models.branches import Encoded, encode_noise, frame_layer, nodes_of_model
 from espnet_kd.report.costs import LABELS_PER_SECOND, SECONDS
-from espnet_kd.student.sparsity import MULTIPLYING
-from espnet_kd.teacher.soft import Encoded, encode_noise, frame_layer, nodes_of
 
 _MATRIX_PRODUCTS = {"matmul", "__matmul__", "bmm"}
 
@@ -86,7 +86,7 @@ def _decode(model: nn.Module, encoded: Encoded, labels: int) -> None:
         return
     if frame_layer(model) is not None:
         frame_layer(model)(encoder_out)
-    if "tokens" in nodes_of(model):
+    if "tokens" in nodes_of_model(model):
         model.decoder(encoder_out, frames, tokens, torch.tensor([labels + 1]))
 
 

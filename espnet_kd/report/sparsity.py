@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from espnet_kd.compress.sparsity import prunable_weights
 from espnet_kd.models.config import read_config, sampling_rate_of
 from espnet_kd.models.loading import load_model
 from espnet_kd.models.versions import named_as
 from espnet_kd.report.costs import Layer, MultiplyAdds, Weights, total_of
 from espnet_kd.report.operations import Counts, Operations, operations
 from espnet_kd.report.size import distinct, is_buffer, read_tensors, stored_bytes
-from espnet_kd.student.sparsity import prunable_weights
 
 
 def stored_weights(tensors: dict[str, Tensor]) -> Weights:

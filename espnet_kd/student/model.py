@@ -12,31 +12,32 @@ from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerMo
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor
 
-from espnet_kd import standin
-from espnet_kd.lattice.algebra import TOPOLOGIES
-from espnet_kd.lattice.nodes import length_mask
-from espnet_kd.student.config import KDConf
-from espnet_kd.student.distillation import BatchKD, Distillation, Strides, Symbols
-from espnet_kd.student.fitting import (
+from espnet_kd.compress.pruning import Pruner
+from espnet_kd.config.kd_conf import KDConf
+from espnet_kd.config.schedules import scheduled_values
+from espnet_kd.distill.batch import BatchKD, Distillation, Strides, Symbols
+from espnet_kd.distill.fitting import (
     check_token_lists,
     compares_frames,
     strides_to_common_rate,
     with_known_nodes,
 )
-from espnet_kd.student.hidden import make_hidden_kd
-from espnet_kd.student.outputs import (
+from espnet_kd.distill.hidden import make_hidden_kd
+from espnet_kd.distill.outputs import (
     AttentionTap,
     Frames,
     Lattice,
-    LeanJointNetwork,
     Outputs,
     TransducerTap,
     weighted_mean,
 )
-from espnet_kd.student.pruning import Pruner
-from espnet_kd.student.schedules import scheduled_values
-from espnet_kd.student.sharing import distinct_rows
-from espnet_kd.teacher.soft import SoftTeacher, factored_joint, frame_rate, nodes_of
+from espnet_kd.distill.sharing import distinct_rows
+from espnet_kd.lattice.algebra import TOPOLOGIES
+from espnet_kd.lattice.nodes import length_mask
+from espnet_kd.models import warprnnt
+from espnet_kd.models.branches import frame_rate, nodes_of_model
+from espnet_kd.models.joint import LeanJointNetwork, factored_joint
+from espnet_kd.teacher.ensemble import SoftTeacher
 
 
 class Student:
@@ -158,7 +159,7 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
         if self.use_auxiliary_ctc:
             self.ctc_lin.register_forward_hook(self._keep_ctc_logits)
         if not self.use_k2_pruned_loss:
-            standin.install()
+            warprnnt.install()
             from warprnnt_pytorch import RNNTLoss
 
             self.criterion_transducer = TransducerTap(
@@ -329,7 +330,7 @@ def make_student(
     scheduled = {"": conf}  # by the names in the statistics
     if conf.needs_teacher:
         models = {"the student": model, **teachers}
-        have = {name: nodes_of(each) for name, each in models.items()}
+        have = {name: nodes_of_model(each) for name, each in models.items()}
         conf = with_known_nodes(conf, have)
         for name, teacher in teachers.items():
             if conf.losses:  # hidden layers know of no tokens

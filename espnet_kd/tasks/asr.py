@@ -2,7 +2,7 @@
 
 from espnet2.tasks.asr import ASRTask
 
-from espnet_kd.tasks.options import KDTaskMixin
+from espnet_kd.tasks.mixin import KDTaskMixin
 
 
 class ASRKDTask(KDTaskMixin, ASRTask):

@@ -2,7 +2,7 @@
 
 from espnet2.tasks.asr_transducer import ASRTransducerTask
 
-from espnet_kd.tasks.options import KDTaskMixin
+from espnet_kd.tasks.mixin import KDTaskMixin
 
 
 class ASRTransducerKDTask(KDTaskMixin, ASRTransducerTask):

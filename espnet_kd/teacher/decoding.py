@@ -174,10 +174,10 @@ class TeacherDecoder:
         from espnet2.tasks.asr import ASRTask
         from espnet2.tasks.asr_transducer import ASRTransducerTask
 
-        from espnet_kd import standin
+        from espnet_kd.models import warprnnt
         from espnet_kd.models.loading import names_of_missing_files, whole_models
 
-        standin.install()
+        warprnnt.install()
         self.task = task_of(config)
         speech2text = importlib.import_module(INFERENCE[self.task]).Speech2Text
         check_options(options, self.task)

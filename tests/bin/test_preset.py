@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from espnet_kd.bin import kd_set, preset
-from espnet_kd.student.config import parse_kd_conf
-from espnet_kd.student.presets import read_preset
+from espnet_kd.config.kd_conf import parse_kd_conf
+from espnet_kd.config.presets import read_preset
 
 PRUNING = dict(sparsity=0.5, end=10)
 PRESETS = sorted((Path(__file__).parents[2] / "conf" / "kd").glob("*.yaml"))

@@ -9,8 +9,8 @@ import soundfile
 import torch
 import yaml
 
+from espnet_kd.compress.sparsity import Blocks, TwoOfFour, lowest, prunable_weights
 from espnet_kd.models.loading import load_model
-from espnet_kd.student.sparsity import Blocks, TwoOfFour, lowest, prunable_weights
 from tests.tasks.recipe import Recipe
 
 MODEL = "valid.loss.ave.pth"

@@ -13,6 +13,9 @@ import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
 
+from espnet_kd.compress.init_from_teacher.initialisation import init_from_teacher
+from espnet_kd.compress.pruning import make_pruner
+from espnet_kd.config.kd_conf import parse_kd_conf
 from espnet_kd.export import formats
 from espnet_kd.export.folder import export_folder
 from espnet_kd.export.inference import load_speech2text
@@ -21,9 +24,6 @@ from espnet_kd.models.loading import load_init_param, load_stock_model
 from espnet_kd.models.versions import installed_version, under_both_names
 from espnet_kd.report.size import read_tensors, size_of
 from espnet_kd.report.sparsity import model_weights
-from espnet_kd.student.config import parse_kd_conf
-from espnet_kd.student.growth.initialisation import init_from_teacher
-from espnet_kd.student.pruning import make_pruner
 from tests.models.encoders import (
     ENCODERS,
     IDS,

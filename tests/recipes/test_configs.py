@@ -25,8 +25,8 @@ import torch
 import yaml
 
 from espnet_kd.bin import kd_set, preset
-from espnet_kd.student.config import KDConf, parse_kd_conf
-from espnet_kd.student.presets import SECTIONS, read_preset
+from espnet_kd.config.kd_conf import KDConf, parse_kd_conf
+from espnet_kd.config.presets import SECTIONS, read_preset
 from tests.recipes.running import NO_STAGE
 from tests.tasks.recipe import TOKENS, Recipe, write_audio
 
@@ -392,12 +392,12 @@ def test_kd_settings_train(small: Small, settings: Path, path: Path | None):
 def teacher_for(small: Small, conf: KDConf, path: Path) -> Path:
     """The teacher's configuration beside `path` where it fits the losses, else `path`
     itself; where that does not fit, the settings are for other models: skipped."""
+    from espnet_kd.models.branches import nodes_of_model
     from espnet_kd.models.loading import load_stock_model
-    from espnet_kd.teacher.soft import nodes_of
 
     def nodes(each: Path) -> set[str]:
         exp = small.model(each)
-        return nodes_of(load_stock_model(exp / "config.yaml", exp / "1epoch.pth"))
+        return nodes_of_model(load_stock_model(exp / "config.yaml", exp / "1epoch.pth"))
 
     def serve(each: set[str]) -> bool:
         wanted = [{x.nodes} if isinstance(x.nodes, str) else {*x.nodes} for x in losses]

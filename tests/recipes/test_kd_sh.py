@@ -380,7 +380,7 @@ def test_path_sh_of_the_recipe_comes_first(recipe):
         (
             "Traceback (most recent call last):\n  File x\nKeyError: 1\n\nDuring the "
             "handling:\n\nTraceback (most recent call last):\n  File y\n"
-            "espnet_kd.tasks.options.ConfigurationError: kd_conf: no\n# Ended (code 1)",
+            "espnet_kd.tasks.mixin.ConfigurationError: kd_conf: no\n# Ended (code 1)",
             "ConfigurationError: kd_conf: no",
         ),
         (

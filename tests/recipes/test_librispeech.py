@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.data.librispeech_tree import TEXTS, write_tree
+from tests.corpora.librispeech_tree import TEXTS, write_tree
 from tests.recipes.running import REPO, run_script
 
 RECIPE = REPO / "egs" / "librispeech" / "asr1"

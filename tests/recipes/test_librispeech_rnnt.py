@@ -13,7 +13,7 @@ import torch
 import torchaudio
 import yaml
 
-from tests.data.librispeech_tree import write_tree
+from tests.corpora.librispeech_tree import write_tree
 from tests.recipes.running import REPO, run_script
 
 TRAINING = (

@@ -18,7 +18,7 @@ import yaml
 
 from espnet_kd.report.eval2000 import Scorer
 from espnet_kd.report.scoring import read_text
-from tests.data import swbd_tree
+from tests.corpora import swbd_tree
 from tests.recipes.running import NO_STAGE, REPO, run_script
 from tests.tasks.recipe import merged
 

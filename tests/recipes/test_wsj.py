@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from espnet_kd.tasks.asr import ASRKDTask
-from tests.data import wsj_tree
+from tests.corpora import wsj_tree
 from tests.recipes.running import REPO, run_script
 
 RECIPE = REPO / "egs" / "wsj" / "asr1"

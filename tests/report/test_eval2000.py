@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from espnet_kd.bin import score_eval2000 as command
-from espnet_kd.data.telephone import utterance_id
+from espnet_kd.corpora.telephone import utterance_id
 from espnet_kd.report.alternatives import errors, parse
 from espnet_kd.report.eval2000 import HESITATIONS, Scorer, kept_words
 from espnet_kd.report.sclite import SCTK_FOLDER, find_sclite
 from espnet_kd.report.scoring import sclite_counts
-from tests.data import swbd_tree
+from tests.corpora import swbd_tree
 
 REPO = Path(__file__).parents[2]
 needs_sclite = pytest.mark.skipif(find_sclite() is None, reason="sclite is not there")

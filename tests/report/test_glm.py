@@ -11,7 +11,7 @@ import pytest
 
 from espnet_kd.report.glm import read_glm
 from espnet_kd.report.sclite import SCTK_FOLDER
-from tests.data.swbd_tree import GLM
+from tests.corpora.swbd_tree import GLM
 
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), SCTK_FOLDER])
 CSRFILT = shutil.which("csrfilt.sh", path=SEARCHED)

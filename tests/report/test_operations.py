@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from espnet_kd.models.branches import encode_noise
 from espnet_kd.models.loading import load_model
 from espnet_kd.report.operations import counting, operations
-from espnet_kd.teacher.soft import encode_noise
 from tests.tasks.recipe import RATE, Recipe
 
 

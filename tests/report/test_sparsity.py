@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
+from espnet_kd.compress.sparsity import prunable_weights
 from espnet_kd.models.loading import load_model
 from espnet_kd.report.layers import grouped, layer_table
 from espnet_kd.report.operations import Counts, Operations, operations
@@ -21,7 +22,6 @@ from espnet_kd.report.sparsity import (
     stored_weights,
     weights_of,
 )
-from espnet_kd.student.sparsity import prunable_weights
 from tests.tasks.recipe import RATE, Recipe
 
 

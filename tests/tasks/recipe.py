@@ -251,9 +251,9 @@ class Recipe:
 
     def teacher(self, kind: str, name: str | None = None, **changes) -> Model:
         """An untrained model, stored as ESPnet stores a trained one."""
-        from espnet_kd import standin
+        from espnet_kd.models import warprnnt
 
-        standin.install()
+        warprnnt.install()
         if name is None:  # tests share the folder
             name = f"teacher_{kind}"
             name += f"_{crc32(yaml.safe_dump(changes).encode()):x}" if changes else ""

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from espnet_kd.student.hidden import frames_of
-from espnet_kd.tasks.options import ConfigurationError
+from espnet_kd.distill.hidden import frames_of
+from espnet_kd.tasks.mixin import ConfigurationError
 from tests.ranks import run_two_ranks
 from tests.tasks import by_hand
 from tests.tasks.recipe import TOKENS, Recipe, load_stock, teachers, train_mode

@@ -15,10 +15,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from espnet_kd.distill import batch as distillation
 from espnet_kd.lattice import has_k2
 from espnet_kd.losses import transducer as transducer_losses
-from espnet_kd.student import distillation
-from espnet_kd.student.outputs import LeanJointNetwork
+from espnet_kd.models.joint import LeanJointNetwork
 from tests.tasks import by_hand
 from tests.tasks.recipe import Model, Recipe, load_stock, teachers, train_mode
 

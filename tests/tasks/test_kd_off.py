@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from espnet_kd.lattice import has_k2
-from espnet_kd.student.outputs import LeanJointNetwork
+from espnet_kd.models.joint import LeanJointNetwork
 from tests.tasks.recipe import Recipe, teachers
 
 needs_k2 = pytest.mark.skipif(not has_k2(), reason="the pruned loss needs k2")

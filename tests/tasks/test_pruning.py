@@ -14,8 +14,8 @@ import soundfile
 import torch
 from espnet2.train.reporter import Reporter
 
-from espnet_kd.student.pruning import Pruner, PruningConf, make_pruner
-from espnet_kd.tasks.options import ConfigurationError
+from espnet_kd.compress.pruning import Pruner, PruningConf, make_pruner
+from espnet_kd.tasks.mixin import ConfigurationError
 from espnet_kd.tasks.trainer import KDOptimizer, SparseReporter
 from tests.ranks import run_two_ranks
 from tests.states import same

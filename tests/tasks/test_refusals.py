@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from espnet_kd.bin import asr_transducer_train
-from espnet_kd.tasks.options import ConfigurationError
+from espnet_kd.tasks.mixin import ConfigurationError
 from tests.tasks.recipe import RATE, TOKENS, Recipe, teachers
 
 PATH = dict(kd_conf=dict(losses=[dict(nodes="path")]))

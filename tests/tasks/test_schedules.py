@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from espnet_kd.student.schedules import Schedule
+from espnet_kd.config.schedules import Schedule
 from espnet_kd.tasks.trainer import follow
 from tests.tasks.recipe import Recipe, teachers, train_mode
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from espnet2.samplers.build_batch_sampler import build_batch_sampler
 
+from espnet_kd.distill.sharing import Rows, distinct_rows
 from espnet_kd.student import model as student_model
-from espnet_kd.student.sharing import Rows, distinct_rows
 from tests.tasks.recipe import FILES, Recipe, teachers, train_mode
 
 INDICES = [1, 1, 4, 0, 0, 0]

@@ -89,10 +89,10 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Model:
     from espnet2.tasks.asr import ASRTask
     from espnet2.tasks.asr_transducer import ASRTransducerTask
 
-    from espnet_kd import standin
+    from espnet_kd.models import warprnnt
     from espnet_kd.models.versions import default_config
 
-    standin.install()
+    warprnnt.install()
     task = ASRTransducerTask if kind == "asr_transducer" else ASRTask
     config = default_config(task)
     config.update(

@@ -19,9 +19,10 @@ from espnet2.text.build_tokenizer import build_tokenizer
 
 from espnet_kd.data.kaldi import read_table
 from espnet_kd.lattice import best_path, total_score
+from espnet_kd.models.branches import encode
 from espnet_kd.models.config import read_config
+from espnet_kd.models.joint import joint_logits
 from espnet_kd.models.loading import load_model
-from espnet_kd.teacher.soft import encode, joint_logits
 
 
 class Scorer:

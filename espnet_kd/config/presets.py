@@ -1,0 +1,45 @@
+"""KD presets (conf/kd/*.yaml): what they hold, read without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_kd.config.kd_conf import parse_kd_conf
+
+SECTIONS = ("kd_set", "kd_conf", "training")
+
+
+def read_preset(path: str | Path) -> dict:
+    """The sections of a preset.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a section is not known or the losses are not valid.
+    """
+    with Path(path).open(encoding="utf-8") as file:  # which errors of YAML name
+        preset = yaml.safe_load(file) or {}
+    if not isinstance(preset, dict):
+        raise ValueError(f"{path}: must be a mapping with the sections {SECTIONS}")
+    for name in preset:
+        if name not in SECTIONS:
+            raise ValueError(f"{path}: {name}: no such section; known: {SECTIONS}")
+    try:
+        parse_kd_conf(preset.get("kd_conf") or {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return preset
+
+
+def merged(config: Mapping[str, Any], preset: Mapping[str, Any]) -> dict:
+    """A training configuration with `training` and `kd_conf` of a preset, which go
+    before its own; of nested options (`..._conf`) each entry by itself."""
+    both = dict(config)
+    given = {**(preset.get("training") or {}), "kd_conf": preset.get("kd_conf") or {}}
+    for name, value in given.items():
+        both_nested = isinstance(value, dict) and isinstance(both.get(name), dict)
+        both[name] = {**both[name], **value} if both_nested else value
+    return both

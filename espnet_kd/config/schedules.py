@@ -1,0 +1,112 @@
+"""Weights and temperatures that change in the course of training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Mapping, Union
+
+from espnet_kd.config.checks import integer, number, one_of
+
+SHAPES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that goes from `start` to `end` with the updates of the student.
+
+    An update is a step of the optimiser; batches that are accumulated for one update
+    all see the same number.
+
+    Attributes:
+        schedule: `linear`, or `cosine` (half a period: slow, fast, slow).
+        start: value until `begin` updates are done.
+        end: value once `begin + steps` updates are done.
+        steps: updates from `start` to `end`; 1 is a jump.
+        begin: updates before anything changes.
+    """
+
+    schedule: str
+    start: float
+    end: float
+    steps: int
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("schedule", self.schedule, SHAPES)
+        if self.schedule == "constant":
+            raise ValueError("schedule: constant takes `start` and nothing else")
+        number("start", self.start)
+        number("end", self.end)
+        integer("steps", self.steps, minimum=1)
+        integer("begin", self.begin, minimum=0)
+
+    def at(self, updates: int) -> float:
+        """The value after `updates` updates."""
+        done = min(max((updates - self.begin) / self.steps, 0.0), 1.0)
+        if self.schedule == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return (1 - done) * self.start + done * self.end
+
+
+Scheduled = Union[float, Schedule]
+
+
+def at(value: Scheduled, updates: int) -> float:
+    """The number that `value` is after `updates` updates."""
+    return value.at(updates) if isinstance(value, Schedule) else value
+
+
+def parse_scheduled(
+    name: str, value: Any, minimum: float | None = None, above: float | None = None
+) -> Scheduled:
+    """A number as it is, a mapping (`schedule: linear`, ...) as a `Schedule`.
+
+    Raises:
+        ValueError: neither of them, or a value out of range; names the field.
+    """
+    if isinstance(value, Mapping):
+        value = _parse_schedule(name, value)
+    if not isinstance(value, Schedule):
+        number(name, value, minimum, above)
+        return value
+    number(f"{name}.start", value.start, minimum, above)
+    number(f"{name}.end", value.end, minimum, above)
+    return value
+
+
+def _parse_schedule(name: str, values: Mapping[str, Any]) -> Scheduled:
+    if values.get("schedule") == "constant" and set(values) == {"schedule", "start"}:
+        return values["start"]
+    known = [field.name for field in fields(Schedule)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{name}.{key}: no such field; known: {known}")
+    missing = [key for key in known if key not in values and key != "begin"]
+    if missing and values.get("schedule") != "constant":
+        raise ValueError(
+            f"{name}: a schedule needs {missing[0]}; give schedule ({SHAPES[1]} or "
+            f"{SHAPES[2]}), start, end and steps, or a number"
+        )
+    try:
+        return Schedule(**{"start": 0, "end": 0, "steps": 1, **values})
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from error
+
+
+def scheduled_values(named: Mapping[str, Any], updates: int) -> dict[str, float]:
+    """Everything that changes in the course of training, as it is now.
+
+    Args:
+        named: configurations by the names that they have in the statistics.
+        updates: done so far.
+
+    Returns:
+        `kd_weight_<name>`, `kd_temperature_<name>`, ...; nothing for plain numbers.
+    """
+    return {
+        "_".join(filter(None, ("kd", field.name, name))): value.at(updates)
+        for name, conf in named.items()
+        for field in fields(conf)
+        if isinstance(value := getattr(conf, field.name), Schedule)
+    }
