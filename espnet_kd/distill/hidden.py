@@ -7,18 +7,20 @@ Romero et al. 2015; TutorNet, Yoon et al. 2021).
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
 from espnet_kd.config.kd_conf import HiddenConf
-from espnet_kd.distill.rates import slow_down
-from espnet_kd.distill.sharing import Rows
+from espnet_kd.distill.rates import Rates
+from espnet_kd.distill.sides import Sides
+from espnet_kd.distill.signals import Signals, Source, known
 from espnet_kd.lattice.nodes import length_mask, upcast
 from espnet_kd.models.branches import encode_noise
+from espnet_kd.models.layers import Layer
 
 
 def hidden_kd(student: Tensor, teacher: Tensor, lengths: Tensor, loss: str) -> Tensor:
@@ -54,90 +56,18 @@ class Projection(torch.nn.Linear):
         pass
 
 
-class Layer:
-    """What a layer of a model made of the last batch that was encoded.
-
-    Args:
-        model: an ESPnet `asr*` model.
-        name: of a sub-module.
-
-    Raises:
-        ValueError: the model has no such module; near names are proposed.
-    """
-
-    def __init__(self, model: torch.nn.Module, name: str) -> None:
-        modules = dict(model.named_modules())
-        if name not in modules:
-            near = difflib.get_close_matches(name, filter(None, modules), cutoff=0.5)
-            proposals = f"; near names: {near}" if near else ""
-            raise ValueError(
-                f"{name!r} is no module of {type(model).__name__}{proposals}"
-            )
-        self.name = name
-        self.frames = self.encoded = self.lengths = None
-        modules[name].register_forward_hook(self._keep_frames)
-        model.encoder.register_forward_hook(self._keep_lengths)
-
-    # A hook that returned something would replace the output.
-    def _keep_frames(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        self.frames = frames_of(output)
-
-    def _keep_lengths(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        self.encoded, self.lengths = frames_of(output), output[1]
-
-    def take(self) -> tuple[Tensor, Tensor]:
-        """Frames (B, T, D) and their lengths (B,), which are then forgotten.
-
-        Raises:
-            ValueError: the layer was left out of the pass.
-        """
-        frames, lengths = self.frames, self.lengths
-        self.frames = self.encoded = self.lengths = None
-        if frames is None:
-            raise ValueError(
-                f"{self.name!r} made nothing when a batch was encoded; name a layer of "
-                "the encoder, and let no layers be dropped (layer_drop_rate, "
-                "blockdrop_rate)"
-            )
-        return frames, lengths
-
-    def width(self) -> int:
-        """Width D of the frames of a batch that was just encoded.
-
-        Raises:
-            ValueError: the layer makes no frames at the rate of the encoder.
-        """
-        encoded = self.encoded
-        frames, _ = self.take()
-        if frames.dim() != 3 or frames.shape[:2] != encoded.shape[:2]:
-            raise ValueError(
-                f"{self.name!r} makes {tuple(frames.shape)} where the encoder makes "
-                f"{tuple(encoded.shape)} (utterances, frames, width); name a layer "
-                "after the subsampling"
-            )
-        return frames.size(-1)
-
-
-def frames_of(output: Any) -> Tensor:
-    """The frames in what a layer returns: x, (x, mask), ((x, positions), mask), ..."""
-    while isinstance(output, (tuple, list)):
-        output = output[0]
-    return output
-
-
 @dataclass
 class Pair:
     """A layer of the student, and the layer of a teacher that it is to resemble."""
 
     student: Layer
-    teacher: Layer
+    teacher: tuple[int, str]  # which teacher, which layer; as `Signals.hidden` takes it
     projection: torch.nn.Module  # Projection, or Identity where the widths are equal
-    strides: tuple[int, int] = (1, 1)  # frames of each that make one at the common rate
 
-    def loss(self, kind: str, rate: str) -> tuple[Tensor, Tensor]:
+    def loss(self, kind: str, signals: Signals, rates: Rates) -> tuple[Tensor, Tensor]:
         """Sums over frames, and frames of each distinct utterance, (M,) both."""
-        student, lengths = slow_down(*self.student.take(), self.strides[0], rate)
-        teacher, others = slow_down(*self.teacher.take(), self.strides[1], rate)
+        student, lengths = rates.slow_student(*self.student.take())
+        teacher, others = known(signals.hidden(*self.teacher), "hidden")
         frames = min(student.size(1), teacher.size(1))
         lengths = torch.minimum(lengths.to(others), others).clamp(max=frames)
         projected = self.projection(upcast(student[:, :frames]))
@@ -152,9 +82,8 @@ class HiddenKD:
         projections: to be registered with the student (None: there are none).
     """
 
-    def __init__(self, pairs: Sequence[Pair], rate: str) -> None:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
-        self.rate = rate
         several = len(pairs) > 1
         self.names = [
             f"loss_kd_hidden_{index}" if several else "loss_kd_hidden"
@@ -166,18 +95,19 @@ class HiddenKD:
         self.projections = torch.nn.ModuleList(trained) if trained else None
 
     def __call__(
-        self, confs: Sequence[HiddenConf], rows: Rows, weights: Tensor | None
+        self, confs: Sequence[HiddenConf], sides: Sides
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the losses of the batch just encoded, and each by its name.
+        """Weighted sum of the losses of a batch, and each of them by its name.
 
         Args:
             confs: of the pairs, with the weights that hold now.
-            rows: which entries of the batch shared their encoder pass.
-            weights: of the entries, (B,), if they have any.
+            sides: the batch that was just encoded.
         """
         total, parts = 0.0, {}
+        rows, weights = sides.student.rows, sides.student.weights
         for name, pair, conf in zip(self.names, self.pairs, confs):
-            sums, frames = rows.expand(pair.loss(conf.loss, self.rate))
+            loss = pair.loss(conf.loss, sides.teacher, sides.rates)
+            sums, frames = rows.expand(loss)
             if weights is not None:
                 sums = sums * weights.to(sums.dtype)
             value = sums.sum() / frames.sum().clamp(min=1)
@@ -188,20 +118,16 @@ class HiddenKD:
 
 def make_hidden_kd(
     confs: Sequence[HiddenConf],
-    rate: str,
     student: torch.nn.Module,
-    teachers: dict[str, torch.nn.Module],
-    strides: tuple[int, Sequence[int]],
+    source: Source,
     sampling_rate: int,
 ) -> HiddenKD:
-    """Hook the layers that `kd_conf.hidden` names, and measure their widths.
+    """Keep what the layers named in `kd_conf.hidden` output, and measure their widths.
 
     Args:
         confs: entries of `kd_conf.hidden`.
-        rate: how the faster side is slowed down, `kd_conf.rate`.
         student: ESPnet `asr*` model.
-        teachers: models by the name used in messages.
-        strides: of the student and of each teacher, to the common frame rate.
+        source: where the teachers' frames come from.
         sampling_rate: of the audio, Hz.
 
     Raises:
@@ -210,24 +136,28 @@ def make_hidden_kd(
     """
     pairs = []
     for number, conf in enumerate(confs):
-        where = f"kd_conf.hidden[{number}]"
-        if conf.teacher_index >= len(teachers):
+        where, last = f"kd_conf.hidden[{number}]", len(source.teachers) - 1
+        if conf.teacher_index > last:
             raise ValueError(
                 f"{where}.teacher_index: {conf.teacher_index}, but the last of the "
-                f"{len(teachers)} teachers is {len(teachers) - 1}"
+                f"{last + 1} teachers is {last}"
             )
-        teacher = list(teachers.values())[conf.teacher_index]
-        layers, widths = [], []
-        for side, model in (("student", student), ("teacher", teacher)):
-            try:
-                layers.append(Layer(model, getattr(conf, side)))
-                encode_noise(model, sampling_rate)
-                widths.append(layers[-1].width())
-            except ValueError as error:
-                raise ValueError(f"{where}.{side}: {error}") from error
+        with _naming(f"{where}.student"):
+            layer = Layer(student, conf.student)
+            encode_noise(student, sampling_rate)
+            width = layer.width()
+        with _naming(f"{where}.teacher"):
+            others = source.watch(conf.teacher_index, conf.teacher, sampling_rate)
         projection = (
-            Projection(*widths) if widths[0] != widths[1] else torch.nn.Identity()
+            Projection(width, others) if width != others else torch.nn.Identity()
         )
-        both = (strides[0], strides[1][conf.teacher_index])
-        pairs.append(Pair(*layers, projection, both))
-    return HiddenKD(pairs, rate)
+        pairs.append(Pair(layer, (conf.teacher_index, conf.teacher), projection))
+    return HiddenKD(pairs)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error

@@ -1,115 +1,67 @@
-"""`kd_conf`'s losses on the transducer lattices of one batch."""
+"""KD on the transducer lattice: all of its losses from one pass over the student's.
+
+    frame t+1   o---o---o     lattice   every node of the lattice
+                |   |   |     band      `band.py`
+    frame t     o---o---o     path      `path.py`
+                labels u
+
+A term is one KD loss on some nodes. The terms of a batch and the student's own
+transducer loss read each node of the student's joint network once.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from espnet_kd.config.kd_conf import LossConf
-from espnet_kd.lattice.algebra import Arcs, arc_ids, make_arcs, restrict
-from espnet_kd.lattice.factored import Nodes, nodes_of
-from espnet_kd.lattice.nodes import Grid
-from espnet_kd.lattice.paths import best_of, nbest_of, sample_of
-from espnet_kd.lattice.pruning import prune_ranges
-from espnet_kd.losses import LatticeTerm, OnlineTeacher
-from espnet_kd.losses.transducer import later, path_nodes
+from espnet_kd.distill.kinds import TERMS, term_of
+from espnet_kd.distill.lattice_teacher import LatticeTeacher
+from espnet_kd.distill.outputs import Lattice
+from espnet_kd.distill.rates import Rates
+from espnet_kd.distill.signals import Signals, known
+from espnet_kd.lattice import total_score
+from espnet_kd.lattice.algebra import restrict
+from espnet_kd.lattice.factored import FactoredLogits, Logits
+from espnet_kd.lattice.nodes import Grid, make_grid
+from espnet_kd.losses import LatticeTerm, lattice_losses, windowed_losses
+from espnet_kd.losses.teachers import Teacher
+from espnet_kd.losses.transducer import later
 
 
-class LatticeTeacher:
-    """A teacher on the labels of a batch, which keeps what several losses ask.
-
-    Args:
-        teacher: answers about nodes.
-        grid: the lattices that it shares with the student: the student's labels, and
-            frames that both have.
-        blank: class of blank.
-    """
-
-    def __init__(self, teacher: OnlineTeacher, grid: Grid, blank: int) -> None:
-        self.grid = grid
-        self.blank = blank
-        self.log_probs = teacher.log_probs
-        self.topk = teacher.topk
-        self.teacher = teacher
-
-    def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor:
-        """{label, blank, all others} of nodes."""
-        if temperature != 1:
-            return self.teacher.collapsed(nodes, ids, temperature)
-        return self._log_probs[self._index[tuple(nodes)]]
-
-    @cached_property
-    def _nodes(self) -> Nodes:
-        return nodes_of(self.grid.nodes)
-
-    @cached_property
-    def _index(self) -> Tensor:
-        """(B, T, U+1), the place of each node in `_log_probs`."""
-        index = torch.zeros_like(self.grid.nodes, dtype=torch.long)
-        index[tuple(self._nodes)] = torch.arange(self._nodes.total, device=index.device)
-        return index
-
-    @cached_property
-    def _log_probs(self) -> Tensor:
-        ids = arc_ids(self.grid, self._nodes, self.blank)
-        return self.teacher.collapsed(self._nodes, ids, 1.0)
-
-    @cached_property
-    def arcs(self) -> Arcs:
-        """Alignments of the labels by the teacher."""
-        return make_arcs(self.grid, self._nodes, self._log_probs)
-
-    @cached_property
-    def occupancies(self) -> Tensor:
-        """(B, T, U+1, 2) posterior of leaving a node by blank, by its label."""
-        _, *use = self.arcs.forward_backward()
-        return torch.stack(use, dim=-1).to(self._log_probs.dtype)
-
-    def ranges(self, width: int) -> Tensor:
-        """The ``width`` rows of each frame that its alignments use most."""
-        frames, symbols = self.grid.frames, self.grid.symbols
-        return prune_ranges(self.occupancies, frames, symbols, width)
-
-    def paths(self, loss: LossConf) -> tuple[Tensor, Tensor, Tensor]:
-        """Paths (B, P, N, 2), their nodes (B,) and weights (B, P), which sum to 1."""
-        if loss.paths == "best":
-            path, lengths, score = best_of(self.arcs)
-            return path.unsqueeze(1), lengths, torch.ones_like(score).unsqueeze(1)
-        if loss.paths == "nbest":
-            paths, lengths, scores = nbest_of(self.arcs, loss.num_paths)
-            return paths, lengths, scores.softmax(1)
-        paths, lengths, scores = sample_of(self.arcs, loss.num_paths)
-        return paths, lengths, torch.full_like(scores, 1 / loss.num_paths)
-
-
+@term_of("lattice")
 def lattice_term(
-    loss: LossConf, teacher: LatticeTeacher, ranges: Tensor | None = None
+    loss: LossConf, teacher: LatticeTeacher, ranges: Tensor | None
 ) -> LatticeTerm:
-    """A loss of `kd_conf` on the nodes that it names.
+    """A loss on every node that both sides have."""
+    return term_at(loss, teacher, teacher.grid.nodes, teacher.grid.nodes)
 
-    The nodes of a loss with a window are those of the teacher, else of the student.
+
+def term_at(
+    loss: LossConf, teacher: LatticeTeacher, own: Tensor, of_teacher: Tensor
+) -> LatticeTerm:
+    """A loss at the student's nodes whose counterparts are among the teacher's.
 
     Args:
-        loss: at `lattice`, `band` or `path`, with numbers for schedules.
+        loss: at `lattice` or `band`, with numbers for schedules.
         teacher: on the labels of the batch.
-        ranges: (B, T, S) band of a pruned student; None: that of the teacher.
+        own: (B, T, U+1) bool, nodes of the student.
+        of_teacher: (B, T, U+1) bool; the student's node is `loss.shift` frames later.
     """
-    grid, weights = teacher.grid, None
-    if loss.nodes == "path":
-        shift = loss.shift if loss.window == 1 else 0
-        nodes, weights = _path_weights(*teacher.paths(loss), grid, shift)
-    else:
-        own = of_teacher = grid.nodes
-        if loss.nodes == "band" and ranges is not None:
-            own = restrict(grid, ranges).nodes
-        elif loss.nodes == "band":
-            of_teacher = restrict(grid, teacher.ranges(loss.width)).nodes
-        frames = own.size(1)
-        nodes = own & later(of_teacher, loss.shift, frames)
-        if loss.weighting == "occupancy":
-            weights = later(teacher.occupancies.sum(-1), loss.shift, frames)
+    frames, weights = own.size(1), None
+    if loss.weighting == "occupancy":
+        weights = later(teacher.occupancies.sum(-1), loss.shift, frames)
+    nodes = own & later(of_teacher, loss.shift, frames)
+    return make_term(loss, teacher, nodes, weights)
+
+
+def make_term(
+    loss: LossConf, teacher: Teacher, nodes: Tensor, weights: Tensor | None
+) -> LatticeTerm:
+    """A loss of `kd_conf` on nodes (B, T, U+1), each with a weight or none."""
     return LatticeTerm(
         teacher=teacher,
         nodes=nodes,
@@ -122,13 +74,165 @@ def lattice_term(
     )
 
 
-def _path_weights(
-    paths: Tensor, lengths: Tensor, weights: Tensor, grid: Grid, shift: int
-) -> tuple[Tensor, Tensor | None]:
-    """Nodes of several paths, and how much of the paths' weight passes each."""
-    if paths.size(1) == 1:
-        return path_nodes(paths[:, 0], lengths, grid, shift), None
-    total = weights.new_zeros(grid.nodes.shape)
-    for path, weight in zip(paths.unbind(1), weights.unbind(1)):
-        total += path_nodes(path, lengths, grid, shift) * weight.view(-1, 1, 1)
-    return total > 0, total
+class LatticeReading:
+    """The losses on the transducer lattices of one batch.
+
+    Args:
+        losses: those of `kd_conf` on lattices, with numbers for schedules.
+        signals: what is known of the teacher; None without KD.
+        rates: how frames come to the common rate.
+        blank: class of blank.
+        tolerance: `kd_conf.tolerance`.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[LossConf] = (),
+        signals: Signals | None = None,
+        rates: Rates | None = None,
+        blank: int = 0,
+        tolerance: float = 0.0,
+    ) -> None:
+        self.losses = losses
+        self.signals = signals
+        self.rates = rates or Rates()
+        self.options = dict(blank=blank, tolerance=tolerance)
+        self.transducer: Tensor | None = None  # (B,), once it was read
+        self.results: dict[LossConf, tuple[Tensor, Tensor]] | None = None
+        self.common: CommonLattice | None = None
+
+    def transducer_losses(self, lattice: Lattice) -> Tensor:
+        """-log P(labels) (B,) of the student, with its KD losses from the same pass."""
+        self._read(lattice, with_transducer=True)
+        return self.transducer
+
+    def sums(self, loss: LossConf, lattice: Lattice) -> tuple[Tensor, Tensor]:
+        """Sums (B,) over the nodes of a loss, and their number."""
+        if self.results is None:
+            self._read(lattice, with_transducer=False)
+        return self.results[loss]
+
+    def score(self, lattice: Lattice) -> Tensor:
+        """log P(labels) (B,) of the student."""
+        if self.transducer is None:
+            self.transducer = -total_score(
+                lattice.logits,
+                lattice.labels,
+                lattice.frames,
+                lattice.label_lengths,
+                blank=self.options["blank"],
+                ranges=lattice.ranges,
+                topology=lattice.topology,
+            )
+        return -self.transducer
+
+    def teacher_score(self, lattice: Lattice) -> Tensor | None:
+        """log P(labels) (B,) of the teacher; None where its lattice is not known."""
+        teacher = self._common(lattice).teacher
+        return None if teacher is None else teacher.arcs.total()
+
+    def _common(self, lattice: Lattice) -> CommonLattice:
+        if self.common is None:
+            blank = self.options["blank"]
+            self.common = CommonLattice(lattice, self.signals, self.rates, blank)
+        return self.common
+
+    def _read(self, lattice: Lattice, with_transducer: bool) -> None:
+        """All losses in one pass, or in two where KD reads at another frame rate."""
+        with torch.autocast(lattice.labels.device.type, enabled=False):
+            terms = {loss: self._term(loss, lattice) for loss in self.losses}
+            together = {x: term for x, term in terms.items() if not _has_window(x)}
+            apart = bool(together) and self.rates.student > 1
+            options = dict(self.options, topology=lattice.topology)
+            sums: list[Tensor] = []
+            if with_transducer or (together and not apart):
+                self.transducer, sums = lattice_losses(
+                    lattice.logits,
+                    grid_of(lattice, self.options["blank"]),
+                    [] if apart else list(together.values()),
+                    with_transducer=with_transducer,
+                    **options,
+                )
+            if apart:
+                _, sums = lattice_losses(
+                    self.common.logits,
+                    self.common.grid,
+                    list(together.values()),
+                    with_transducer=False,
+                    **options,
+                )
+            self.results = {
+                loss: (each, term.nodes.sum())
+                for (loss, term), each in zip(together.items(), sums)
+            }
+            for loss, term in terms.items():
+                if _has_window(loss):
+                    self.results[loss] = self._windowed(loss, term)
+
+    def _term(self, loss: LossConf, lattice: Lattice) -> LatticeTerm:
+        teacher = self._common(lattice).known_teacher(loss.nodes)
+        ranges = lattice.ranges if self.rates.student == 1 else None
+        return TERMS[loss.nodes](loss, teacher, ranges)
+
+    def _windowed(self, loss: LossConf, term: LatticeTerm) -> tuple[Tensor, Tensor]:
+        common = self.common
+        return windowed_losses(
+            common.logits, common.grid, term, loss.window, **self.options
+        )
+
+
+class CommonLattice:
+    """A batch's lattices at the frame rate, and with the frames, of both sides.
+
+    Attributes:
+        logits: of the student, (B, T, U+1, V).
+        grid: which nodes there are.
+        teacher: None where neither the lattice nor a path is known of it.
+    """
+
+    def __init__(
+        self, lattice: Lattice, signals: Signals, rates: Rates, blank: int
+    ) -> None:
+        labels, label_lengths = lattice.labels, lattice.label_lengths
+        self.logits = _slowed(lattice, rates)
+        stride, known = rates.student, signals.lengths
+        frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
+        frames = torch.minimum(frames.to(known), known)
+        self.grid = make_grid(self.logits, labels, frames, label_lengths, blank)
+        teacher = signals.lattice(labels, label_lengths)
+        path = signals.path(labels, label_lengths)
+        if teacher is None and path is not None:
+            teacher = path.teacher
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = LatticeTeacher(teacher, self.grid, blank, path)
+
+    def known_teacher(self, nodes: str) -> LatticeTeacher:
+        """The teacher, which must be known.
+
+        Raises:
+            ValueError: it is not; names the nodes.
+        """
+        return known(self.teacher, nodes)
+
+
+def _slowed(lattice: Lattice, rates: Rates) -> Logits:
+    """The student's logits at the common frame rate."""
+    logits, frames = lattice.logits, lattice.frames
+    if rates.student == 1:
+        return logits
+    if isinstance(logits, FactoredLogits):
+        encoder, _ = rates.slow_student(logits.encoder, frames)
+        return dataclasses.replace(logits, encoder=encoder)
+    return rates.slow_student(logits, frames)[0]
+
+
+def grid_of(lattice: Lattice, blank: int) -> Grid:
+    """The nodes that the transducer loss of a lattice reads."""
+    lengths = (lattice.frames, lattice.label_lengths)
+    grid = make_grid(lattice.logits, lattice.labels, *lengths, blank)
+    return restrict(grid, lattice.ranges)
+
+
+def _has_window(loss: LossConf) -> bool:
+    return getattr(loss, "window", 1) > 1

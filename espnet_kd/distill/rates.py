@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How student and teachers come to the common frame rate.
+
+    Attributes:
+        student: frames of the student that make one frame at the common rate.
+        teachers: the same for each teacher, by its name.
+        how: "stride" or "pool", as `slow_down` takes it.
+    """
+
+    student: int = 1
+    teachers: Mapping[str, int] = field(default_factory=dict)
+    how: str = "stride"
+
+    def slow_student(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's frames (B, T, ...) and their lengths at the common rate."""
+        return slow_down(x, lengths, self.student, self.how)
+
+    def slow_teacher(
+        self, name: str, x: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A teacher's frames (B, T, ...) and their lengths at the common rate."""
+        return slow_down(x, lengths, self.teachers[name], self.how)
 
 
 def slow_down(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,12 +14,12 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 from espnet_kd.compress.init_from_teacher.initialisation import init_from_teacher
 from espnet_kd.compress.pruning import make_pruner
 from espnet_kd.config.kd_conf import InitConf, KDConf, parse_kd_conf
+from espnet_kd.distill import signals
 from espnet_kd.models import warprnnt
-from espnet_kd.models.config import read_config, reads_audio, sampling_rate_of
+from espnet_kd.models.config import sampling_rate_of
 from espnet_kd.models.lengths import use_true_lengths
 from espnet_kd.models.loading import (
     load_init_param,
-    load_model,
     load_stock_model,
     whole_init_params,
 )
@@ -28,7 +27,8 @@ from espnet_kd.models.versions import (
     clear_shared_defaults,
     warn_of_untested_version,
 )
-from espnet_kd.student.model import Student, check_weightable, make_student
+from espnet_kd.student.make import check_weightable, make_student
+from espnet_kd.student.model import Student
 from espnet_kd.tasks.trainer import KDTrainer, follow
 
 
@@ -41,25 +41,7 @@ class KDTaskMixin:
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         super().add_task_arguments(parser)
         group = parser.add_argument_group(description="Knowledge distillation")
-        group.add_argument(
-            "--teacher_config",
-            nargs="*",
-            default=[],
-            help="config.yaml of each teacher, relative to the recipe folder",
-        )
-        group.add_argument(
-            "--teacher_model_file",
-            nargs="*",
-            default=[],
-            help="Checkpoint of each teacher, e.g. exp/asr_x/valid.loss.ave.pth",
-        )
-        group.add_argument(
-            "--teacher_weight",
-            nargs="*",
-            type=float,
-            default=[],
-            help="Weight of each teacher in the mean posterior; equal where absent",
-        )
+        signals.add_source_options(group)
         group.add_argument(
             "--kd_conf",
             action=NestedDictAction,
@@ -99,7 +81,7 @@ class KDTaskMixin:
             return model
         if conf.init_from_teacher is not None:
             with _refusing():
-                _grow(model, conf.init_from_teacher, args)
+                _init_from_teacher(model, conf.init_from_teacher, args)
         is_kd = _is_kd(args, conf)
         if is_kd if conf.true_lengths is None else conf.true_lengths:
             use_true_lengths(model)
@@ -107,14 +89,12 @@ class KDTaskMixin:
             if not is_kd and conf.lean_joint is None:
                 conf = dataclasses.replace(conf, lean_joint=False)
             with _refusing():
-                teachers = _load_teachers(args) if conf.needs_teacher else {}
-                weights = args.teacher_weight or [1.0] * len(teachers)
-                make_student(
-                    model, conf, teachers, weights, sampling_rate_of(vars(args))
-                )
+                source = signals.source_of(args) if conf.needs_teacher else None
+                make_student(model, conf, source, sampling_rate_of(vars(args)))
                 if _has_weights(args):
                     check_weightable(model)
-            logging.info(f"Teachers: {list(teachers)}; {conf}")
+            teachers = [each.name for each in source.teachers] if source else []
+            logging.info(f"Teachers: {teachers}; {conf}")
         return model
 
     @classmethod
@@ -154,20 +134,11 @@ def _is_kd(args: argparse.Namespace, conf: KDConf) -> bool:
 
 
 def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
-    for name in ("teacher_config", "teacher_model_file", "teacher_weight"):
-        value = getattr(args, name)
-        if not isinstance(value, list):  # a YAML file may hold one name, or null
-            setattr(args, name, [] if value is None else [value])
     if not (_is_kd(args, conf) or conf.pruning or conf.init_from_teacher):
         return
     _check_parallel(args, conf)
     asking = [n for n in ("losses", "hidden", "init_from_teacher") if getattr(conf, n)]
-    if asking and not args.teacher_config:
-        raise ValueError(
-            f"teacher_config: kd_conf has {asking[0]} but there is no teacher; give "
-            f"--teacher_config and --teacher_model_file, or empty kd_conf.{asking[0]}"
-        )
-    _check_teachers(args)
+    signals.check_source_options(args, asking)
 
 
 def _check_parallel(args: argparse.Namespace, conf: KDConf) -> None:
@@ -198,27 +169,9 @@ def _check_parallel(args: argparse.Namespace, conf: KDConf) -> None:
         )
 
 
-def _check_teachers(args: argparse.Namespace) -> None:
-    """Refuse lists of teachers, their files and weights that differ in length."""
-    configs, files = args.teacher_config, args.teacher_model_file
-    if len(configs) != len(files):
-        raise ValueError(
-            f"teacher_model_file: {len(files)} files for {len(configs)} "
-            "teacher_config; give one for each, in the same order"
-        )
-    if args.teacher_weight and len(args.teacher_weight) != len(configs):
-        raise ValueError(
-            f"teacher_weight: {len(args.teacher_weight)} weights for {len(configs)} "
-            "teachers; give one for each, or none for equal weights"
-        )
-    if not all(_is_positive(weight) for weight in args.teacher_weight):
-        raise ValueError(
-            f"teacher_weight: {args.teacher_weight} must be numbers above 0; "
-            "leave a teacher out instead"
-        )
-
-
-def _grow(model: torch.nn.Module, conf: InitConf, args: argparse.Namespace) -> None:
+def _init_from_teacher(
+    model: torch.nn.Module, conf: InitConf, args: argparse.Namespace
+) -> None:
     index = conf.teacher_index
     if index >= len(args.teacher_config):
         raise ValueError(
@@ -227,30 +180,3 @@ def _grow(model: torch.nn.Module, conf: InitConf, args: argparse.Namespace) -> N
         )
     config, file = args.teacher_config[index], args.teacher_model_file[index]
     init_from_teacher(model, load_stock_model(config, file), conf, config)
-
-
-def _is_positive(weight: object) -> bool:
-    return isinstance(weight, (int, float)) and 0 < weight < math.inf
-
-
-def _load_teachers(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
-    rate = sampling_rate_of(vars(args))
-    teachers = {}
-    for config, file in zip(args.teacher_config, args.teacher_model_file):
-        teacher_args = read_config(config)
-        for name, each in (("the student", vars(args)), (config, teacher_args)):
-            if not reads_audio(each):
-                raise ValueError(
-                    f"input_size: {name} reads features, but student and teachers "
-                    "share a waveform; train from raw audio (feats_type raw), or use "
-                    "sequence-level KD (teacher_decode and kd_set)"
-                )
-        teacher_rate = sampling_rate_of(teacher_args)
-        if teacher_rate != rate:
-            raise ValueError(
-                f"frontend_conf.fs: {config} was trained on {teacher_rate} Hz audio, "
-                f"the student takes {rate} Hz; both read the same waveform"
-            )
-        name = config if config not in teachers else f"{config} ({file})"
-        teachers[name] = load_model(config, file)
-    return teachers

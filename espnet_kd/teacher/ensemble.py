@@ -1,8 +1,8 @@
-"""What a teacher, or an ensemble of teachers, says of a batch: logits at the nodes."""
+"""Logits of a teacher or an ensemble: CTC frames, attention tokens, lattices."""
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,22 +12,28 @@ from espnet_kd.models.branches import Encoded, encode, frame_layer
 from espnet_kd.models.joint import joint_logits
 
 
-class SoftTeacher:
+class TeacherEnsemble:
     """Teachers held outside `nn.Module` registration.
 
     They are never in a student's state_dict, optimiser, DDP buckets or checkpoints.
     The posterior of an ensemble is the weighted mean of its members' posteriors.
 
     Args:
-        models: trained ESPnet models, in evaluation mode, with equal token lists.
+        models: trained ESPnet models, in evaluation mode, with equal token lists, by
+            the names used in messages.
         weights: one for each model; normalised to sum to one.
     """
 
     def __init__(
-        self, models: Sequence[torch.nn.Module], weights: Sequence[float]
+        self, models: Mapping[str, torch.nn.Module], weights: Sequence[float]
     ) -> None:
-        self.models = list(models)
+        self.names = list(models)
+        self.models = list(models.values())
         self.weights = [weight / sum(weights) for weight in weights]
+
+    def named(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Name and model of each teacher."""
+        return zip(self.names, self.models)
 
     def apply(self, fn) -> None:
         """Move or cast every teacher as `nn.Module._apply` does."""

@@ -7,7 +7,8 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
-from espnet_kd.distill.hidden import Layer, Projection, frames_of, hidden_kd
+from espnet_kd.distill.hidden import Projection, hidden_kd
+from espnet_kd.models.layers import Layer, frames_of
 
 LENGTHS = [5, 2, 4]
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from espnet_kd.distill.hidden import frames_of
+from espnet_kd.models.layers import frames_of
 from espnet_kd.tasks.mixin import ConfigurationError
 from tests.ranks import run_two_ranks
 from tests.tasks import by_hand
@@ -102,7 +102,7 @@ def test_gradients_reach_the_layer_and_the_projection_alone(recipe: Recipe):
     assert {"kd_projections.0.weight", "kd_projections.0.bias"} <= moved
     assert any(name.startswith("encoder.encoders.0") for name in moved)
     assert not [n for n in moved if n.startswith(("encoder.after", "ctc", "decoder"))]
-    (teacher,) = student._distillation.teacher.models
+    (teacher,) = student.distillation.source.ensemble.models
     assert all(p.grad is None for p in teacher.parameters())
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from espnet_kd.distill import batch as distillation
+from espnet_kd.distill.batch import BatchKD
 from espnet_kd.lattice import has_k2
 from espnet_kd.losses import transducer as transducer_losses
 from espnet_kd.models.joint import LeanJointNetwork
@@ -455,7 +455,7 @@ def test_frame_rates_with_a_ratio_of_two(recipe: Recipe, kind, faster, rate, lea
         rate=rate,
         is_dense=not lean,
     )
-    assert student._distillation.strides.student == (2 if faster == "student" else 1)
+    assert student.distillation.rates.student == (2 if faster == "student" else 1)
 
 
 def test_pooling_differs_between_lean_and_dense_students(recipe: Recipe):
@@ -821,23 +821,23 @@ def test_nothing_of_a_batch_outlives_its_step(recipe: Recipe, kind, lean, monkey
     losses += [dict(nodes="sequence", distance="l2")]
     losses += [] if kind in nodes else [*MIXED, dict(nodes="frames")]
     student = student_of(recipe, kind, losses, kd_conf=dict(lean_joint=lean))
-    kept, compute = [], distillation.Distillation.__call__
+    kept, compute = [], BatchKD.losses
 
-    def watched(self, batch):
-        result = compute(self, batch)
-        outputs = batch.outputs
+    def watched(batch, outputs):
+        result = compute(batch, outputs)
         tensors = [x.logits for x in (outputs.frames, outputs.tokens) if x is not None]
         if outputs.lattice is not None:
             logits = outputs.lattice.logits
             is_dense = isinstance(logits, torch.Tensor)
             tensors.append(logits if is_dense else logits.encoder)
-        tensors += [encoded for encoded, _ in batch.encoded]
+        tensors += [encoded for encoded, _ in batch.signals.encoded]
         if outputs.lattice is not None:
-            tensors.append(batch.teacher_lattice.occupancies)
-        kept.extend(weakref.ref(each) for each in [batch, outputs, *tensors])
+            tensors.append(batch.lattice.common.teacher.occupancies)
+        held = [batch, batch.signals, batch.lattice, outputs, *tensors]
+        kept.extend(weakref.ref(each) for each in held)
         return result
 
-    monkeypatch.setattr(distillation.Distillation, "__call__", watched)
+    monkeypatch.setattr(BatchKD, "losses", watched)
     gc.collect()
     gc.disable()
     try:

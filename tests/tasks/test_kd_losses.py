@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from espnet_kd.distill.batch import BatchKD
 from espnet_kd.lattice import has_k2
 from tests.tasks import by_hand
 from tests.tasks.recipe import Recipe, load_stock, teachers, train_mode
@@ -129,7 +130,7 @@ def test_every_part_gets_the_gradient_and_the_teacher_none(recipe: Recipe, case:
     for nodes in compared:
         assert moved & parts.get(nodes, {"joint_network"})
     assert "encoder" in moved
-    (teacher,) = student._distillation.teacher.models
+    (teacher,) = student.distillation.source.ensemble.models
     for parameter in teacher.parameters():
         assert parameter.grad is None and not parameter.requires_grad
 
@@ -159,8 +160,8 @@ def test_one_student_forward_and_the_same_statistics_in_every_step(
         keys.add(frozenset(name for name, value in stats.items() if value is not None))
         assert calls["encoder"] == step
         assert calls["decoder"] in (0, step)
-        kept = student._outputs  # nothing: the graph would stay in memory
-        assert not (kept.frames or kept.tokens or kept.lattice)
+        kept = student.recorder  # nothing: the graph would stay in memory
+        assert kept.outputs is None and kept.lattice is None
     assert len(keys) == 1
     assert set(losses) | {"loss", "loss_hard"} <= set(next(iter(keys)))
 
@@ -198,7 +199,7 @@ def test_the_teacher_is_no_part_of_the_student(recipe: Recipe, kind: str):
     losses = [dict(nodes="frames")]
     student = student_of(recipe, kind, [recipe.teacher(kind)], losses)
     stock = recipe.build(kind, seed=5, stock=True)
-    (teacher,) = student._distillation.teacher.models
+    (teacher,) = student.distillation.source.ensemble.models
     assert student.state_dict().keys() == stock.state_dict().keys()
     assert [name for name, _ in student.named_parameters()] == [
         name for name, _ in stock.named_parameters()
@@ -214,7 +215,7 @@ def test_the_teacher_stays_in_evaluation_and_follows_a_cast(recipe: Recipe):
     model = recipe.teacher("hybrid")
     losses = [dict(nodes=["frames", "tokens"])]
     student = student_of(recipe, "hybrid", [model], losses)
-    (teacher,) = student._distillation.teacher.models
+    (teacher,) = student.distillation.source.ensemble.models
     student.train()
     # Some modules without parameters are default arguments, one for all models.
     own = set(teacher.modules()) - set(student.modules())
@@ -270,7 +271,7 @@ def test_frame_rates_with_a_ratio_of_two(recipe: Recipe, kind, faster, rate):
     student = student_of(
         recipe, kind, [model], losses, kd_conf=dict(rate=rate), **changes
     )
-    assert student._distillation.strides.student == strides[0]
+    assert student.distillation.rates.student == strides[0]
     batch = recipe.batch()
     loss, stats, _ = train_mode(student)(**batch)
     loss.backward()
@@ -327,7 +328,7 @@ def logits_of(outputs) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_autocast_leaves_kd_in_full_precision(recipe: Recipe, case: str):
+def test_autocast_leaves_kd_in_full_precision(recipe: Recipe, case: str, monkeypatch):
     """Everything behind the student's encoder runs in bfloat16, KD in float32.
 
     torch 1.13 has no layer normalisation for autocast on a CPU, so the encoder's output
@@ -338,21 +339,21 @@ def test_autocast_leaves_kd_in_full_precision(recipe: Recipe, case: str):
     batch = recipe.batch()
     _, full, _ = student(**batch)
     seen = []
-    encode, compute = student.encode, student._distillation.__class__.__call__
+    encode, compute = student.encode, BatchKD.losses
 
     def rounded(*args):
         with torch.autocast("cpu", enabled=False):
             encoder_out, lengths = encode(*args)
         return encoder_out.bfloat16(), lengths
 
-    class Watched(student._distillation.__class__):
-        def __call__(self, kd):
-            seen.extend(logits.dtype for logits in logits_of(kd.outputs))
-            total, parts = compute(self, kd)
-            assert total.dtype == torch.float32
-            return total, parts
+    def watched(kd, outputs):
+        seen.extend(logits.dtype for logits in logits_of(outputs))
+        total, parts = compute(kd, outputs)
+        assert total.dtype == torch.float32
+        return total, parts
 
-    student.encode, student._distillation.__class__ = rounded, Watched
+    student.encode = rounded
+    monkeypatch.setattr(BatchKD, "losses", watched)
     train_mode(student)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, stats, _ = student(**batch)

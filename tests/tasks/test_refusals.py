@@ -141,7 +141,7 @@ def test_a_yaml_file_may_name_one_teacher_without_a_list(recipe: Recipe):
     model = recipe.teacher("hybrid")
     names = dict(teacher_config=model.config, teacher_model_file=model.checkpoint)
     student = recipe.build("hybrid", **names, teacher_weight=2, **FRAMES)
-    assert len(student._distillation.teacher.models) == 1
+    assert len(student.distillation.source.ensemble.models) == 1
     refused(recipe, "there is no teacher", teacher_config=None, **FRAMES)
 
 

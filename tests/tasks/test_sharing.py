@@ -66,7 +66,7 @@ def test_losses_and_gradients_are_those_without_sharing(
     for function, rows in ((distinct_rows, 3), (not_shared, 6)):
         monkeypatch.setattr(student_model, "distinct_rows", function)
         student = train_mode(recipe.build(kind, seed=5, weights=True, **options))
-        (teacher,), seen = student._distillation.teacher.models, []
+        (teacher,), seen = student.distillation.source.ensemble.models, []
         count_rows(student, seen)
         count_rows(teacher, seen)
         loss, stats, _ = student(**batch)

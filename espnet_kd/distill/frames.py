@@ -1,0 +1,21 @@
+"""KD on CTC frames."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.distill.kinds import loss_of
+from espnet_kd.distill.sequence_of_nodes import sequence_of_nodes_kd
+from espnet_kd.distill.sides import Sides
+from espnet_kd.distill.signals import known
+
+
+@loss_of("frames")
+def frames_kd(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
+    """Sums (B,) over the frames that both sides have, and their number."""
+    frames = sides.student.frames
+    student, lengths = sides.slow_student(frames.logits, frames.lengths)
+    teacher = known(sides.teacher.frames(), "frames")
+    keep = (sides.symbols.blank,)
+    return sequence_of_nodes_kd(student, teacher, lengths, loss, keep), lengths.sum()

@@ -1,0 +1,122 @@
+"""KD on whole label sequences: the hypotheses of an utterance are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.distill.fitting import SCORED
+from espnet_kd.distill.kinds import loss_of
+from espnet_kd.distill.outputs import Frames, Tokens
+from espnet_kd.distill.sharing import lists_of_rows
+from espnet_kd.distill.sides import Sides
+from espnet_kd.losses import full_sum_kd
+
+
+@loss_of("sequence")
+def sequence_kd(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
+    """Sums (M,), one for each list of hypotheses, and the number of nodes.
+
+    The losses are not weighted by utterance again.
+    """
+    student, teacher = _scores(sides)
+    rows, lengths = lists_of_rows(sides.student.rows.index)
+    if rows.size(1) == 1 and loss.distance == "kl" and torch.is_grad_enabled():
+        _warn_of_single_hypotheses()
+    sums = full_sum_kd(
+        student[rows],
+        teacher[rows],
+        lengths,
+        distance=loss.distance,
+        temperature=loss.temperature,
+        reduction="none",
+    )
+    nodes = lengths.sum() if loss.distance != "kl" else (lengths > 0).sum()
+    return sums, nodes
+
+
+@functools.cache  # once in a training
+def _warn_of_single_hypotheses() -> None:
+    logging.warning(
+        "nodes: sequence: no two hypotheses in this batch share their audio, so this "
+        "loss is zero; make the KD set with --nbest above 1 and keep the hypotheses of "
+        "an utterance in one batch"
+    )
+
+
+def _scores(sides: Sides) -> tuple[Tensor, Tensor]:
+    """log P(labels) (B,) of each row, by the student and by its teacher.
+
+    By the first of `SCORED` that is known of both.
+    """
+    for nodes in SCORED:
+        scores = SCORERS[nodes](sides)
+        if scores is not None:
+            return scores
+    raise ValueError(
+        f"nodes: sequence: none of {', '.join(SCORED)} is known of both the student "
+        "and the teacher on this batch; leave this loss out of kd_conf"
+    )
+
+
+def _lattice_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:
+    lattice = sides.student.lattice
+    teacher = None if lattice is None else sides.lattice.teacher_score(lattice)
+    return None if teacher is None else (sides.lattice.score(lattice), teacher)
+
+
+def _frame_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:
+    frames = sides.student.frames
+    known = None if frames is None else sides.teacher.frames()
+    if known is None:
+        return None
+    teacher = dataclasses.replace(
+        frames, logits=known.log_probs(1.0), lengths=sides.teacher.lengths
+    )
+    blank = sides.symbols.blank
+    return ctc_scores(frames, blank), ctc_scores(teacher, blank)
+
+
+def _token_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:
+    tokens, padding = sides.student.tokens, sides.symbols.padding
+    if tokens is None:
+        return None
+    lengths = (tokens.targets != padding).sum(1)
+    known = sides.teacher.tokens(tokens.targets, lengths)
+    if known is None:
+        return None
+    teacher = Tokens(known.log_probs(1.0), tokens.targets)
+    return token_scores(tokens, padding), token_scores(teacher, padding)
+
+
+SCORERS = {
+    "lattice": _lattice_scores,
+    "frames": _frame_scores,
+    "tokens": _token_scores,
+}
+
+
+def ctc_scores(frames: Frames, blank: int) -> Tensor:
+    """log P(labels) (B,) by CTC; -inf where the labels need more frames."""
+    log_probs = frames.logits.float().log_softmax(-1).transpose(0, 1)
+    arguments = (log_probs, frames.targets, frames.lengths, frames.label_lengths, blank)
+    with torch.no_grad():
+        losses = torch.nn.functional.ctc_loss(*arguments, reduction="none")
+    # The gradient of an infinite loss is NaN, also where nothing flows into it.
+    finite = torch.nn.functional.ctc_loss(
+        *arguments, reduction="none", zero_infinity=True
+    )
+    return torch.where(losses.isfinite(), -finite, -losses)
+
+
+def token_scores(tokens: Tokens, padding: int) -> Tensor:
+    """log P(labels, <eos>) (B,) by an attention decoder."""
+    valid = tokens.targets != padding
+    log_probs = tokens.logits.float().log_softmax(-1)
+    ids = tokens.targets.masked_fill(~valid, 0).unsqueeze(-1)
+    return log_probs.gather(-1, ids).squeeze(-1).masked_fill(~valid, 0).sum(1)
