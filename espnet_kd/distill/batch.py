@@ -18,8 +18,9 @@ from espnet_kd.distill.outputs import Frames, Lattice, Outputs, Tokens, grid_of
 from espnet_kd.distill.rates import slow_down
 from espnet_kd.distill.sharing import Rows, lists_of_rows
 from espnet_kd.lattice import total_score
-from espnet_kd.lattice.factored import FactoredLogits, Logits
-from espnet_kd.lattice.nodes import make_grid, upcast
+from espnet_kd.lattice.logits import FactoredLogits, Logits
+from espnet_kd.lattice.masks import upcast
+from espnet_kd.lattice.nodes import make_layout
 from espnet_kd.losses import (
     LatticeTerm,
     essence_kd,
@@ -29,7 +30,7 @@ from espnet_kd.losses import (
     topk_targets,
     windowed_losses,
 )
-from espnet_kd.losses.classes import soften
+from espnet_kd.losses.log_space import soften
 from espnet_kd.models.branches import Encoded, nodes_of_model
 from espnet_kd.teacher.ensemble import SoftTeacher
 
@@ -208,7 +209,7 @@ class BatchKD:
         if scored == "lattice":
             if self.transducer is None:
                 self.transducer = -lattice_score(outputs.lattice, self.kd.symbols.blank)
-            return -self.transducer, self.teacher_lattice.arcs.total()
+            return -self.transducer, self.teacher_lattice.lattices.total_score()
         if scored == "frames":
             blank, (_, lengths) = self.kd.symbols.blank, self.slowed[0]
             logits = teacher.mean(teacher.frames(self.slowed), 1.0)
@@ -251,7 +252,7 @@ class BatchKD:
                 if loss.window > 1:
                     self.of_lattice[loss] = windowed_losses(
                         self._slow_logits,
-                        self.teacher_lattice.grid,
+                        self.teacher_lattice.layout,
                         term,
                         loss.window,
                         **options,
@@ -275,7 +276,7 @@ class BatchKD:
             transducer, _ = lattice_losses(lattice.logits, grid, (), **options)
         _, sums = lattice_losses(
             self._slow_logits,
-            self.teacher_lattice.grid,
+            self.teacher_lattice.layout,
             terms,
             with_transducer=False,
             **options,
@@ -308,8 +309,8 @@ class BatchKD:
         stride = self.kd.strides.student
         frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
         frames = torch.minimum(frames.to(self.teacher_frames), self.teacher_frames)
-        grid = make_grid(self._slow_logits, labels, frames, lengths, blank)
-        return LatticeTeacher(teacher, grid, blank)
+        layout = make_layout(self._slow_logits, labels, frames, lengths, blank)
+        return LatticeTeacher(teacher, layout, blank)
 
     def _at_common_rate(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The student's frames, no more of them than the teachers have."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from espnet_kd.config.kd_conf import HiddenConf
 from espnet_kd.distill.rates import slow_down
 from espnet_kd.distill.sharing import Rows
-from espnet_kd.lattice.nodes import length_mask, upcast
+from espnet_kd.lattice.masks import length_mask, upcast
 from espnet_kd.models.branches import encode_noise
 
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from espnet_kd.lattice import transducer_loss
-from espnet_kd.lattice.algebra import restrict
-from espnet_kd.lattice.factored import FactoredLogits, Logits
-from espnet_kd.lattice.nodes import Grid, make_grid
+from espnet_kd.lattice.logits import FactoredLogits, Logits
+from espnet_kd.lattice.nodes import Layout, make_layout
 from espnet_kd.losses import lattice_losses
 
 if TYPE_CHECKING:
@@ -84,11 +83,11 @@ class Outputs:
         return losses
 
 
-def grid_of(lattice: Lattice, blank: int) -> Grid:
+def grid_of(lattice: Lattice, blank: int) -> Layout:
     """The nodes that the transducer loss of a lattice reads."""
     lengths = (lattice.frames, lattice.label_lengths)
-    grid = make_grid(lattice.logits, lattice.labels, *lengths, blank)
-    return restrict(grid, lattice.ranges)
+    layout = make_layout(lattice.logits, lattice.labels, *lengths, blank)
+    return layout.within(lattice.ranges)
 
 
 def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ from espnet_kd.distill.outputs import (
     weighted_mean,
 )
 from espnet_kd.distill.sharing import distinct_rows
-from espnet_kd.lattice.algebra import TOPOLOGIES
-from espnet_kd.lattice.nodes import length_mask
+from espnet_kd.lattice.backends import TOPOLOGIES
+from espnet_kd.lattice.masks import length_mask
 from espnet_kd.models import warprnnt
 from espnet_kd.models.branches import frame_rate, nodes_of_model
 from espnet_kd.models.joint import LeanJointNetwork, factored_joint
