@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.problems import TOP_K, Problem, collapse, frame_chunks
 from espnet_kd.lattice import best_path, triton_kernels
-from espnet_kd.lattice.nodes import make_grid
+from espnet_kd.lattice.nodes import make_layout
 from espnet_kd.losses import lattice_losses, transducer_kd
 
 # ---- transducer loss of logits that exist
@@ -189,7 +189,7 @@ def ours(problem: Problem, backend: str, teacher: str = "teacher", **options):
 
 
 def ours_transducer(problem: Problem, backend: str, tolerance: float = 0.0) -> Tensor:
-    grid = make_grid(problem.student, *problem.lattice)
+    grid = make_layout(problem.student, *problem.lattice)
     options = {"backend": backend, "tolerance": tolerance}
     return lattice_losses(problem.student, grid, [], **options)[0].mean()
 

@@ -17,10 +17,10 @@ from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 from tqdm import tqdm
 
-from espnet_kd.lattice.algebra import arc_ids, make_arcs
-from espnet_kd.lattice.classes import class_log_probs
-from espnet_kd.lattice.factored import Logits, nodes_of
-from espnet_kd.lattice.nodes import make_grid
+from espnet_kd.lattice import Lattices
+from espnet_kd.lattice.kept_classes import class_log_probs
+from espnet_kd.lattice.logits import Logits
+from espnet_kd.lattice.nodes import Nodes, make_layout
 from espnet_kd.lattice.reading import read_nodes
 from espnet_kd.models.branches import encode
 from espnet_kd.models.config import read_config
@@ -38,14 +38,14 @@ def read_table(path: Path) -> dict[str, str]:
 def node_gradients(logits: Logits, labels: torch.Tensor) -> torch.Tensor:
     """Largest gradient of each node (N,) of one utterance's transducer loss."""
     lengths = (torch.tensor([n]) for n in (logits.shape[1], labels.shape[1]))
-    grid = make_grid(logits, labels, *lengths)
-    nodes = nodes_of(grid.nodes)
-    ids = arc_ids(grid, nodes, 0)
+    layout = make_layout(logits, labels, *lengths)
+    nodes = Nodes.where(layout.nodes)
+    ids = layout.arc_classes(nodes, 0)
     with torch.no_grad():
         read = read_nodes(logits, nodes, ids, (1.0,))
     scores, rest = (x.detach().requires_grad_() for x in (read.scores, read.rest))
     log_probs = class_log_probs(scores, rest[:, 0], ids, slice(None))
-    total = make_arcs(grid, nodes, log_probs).total().sum()
+    total = Lattices.from_nodes(layout, nodes, log_probs).total_score().sum()
     return torch.cat(torch.autograd.grad(total, [scores, rest]), dim=1).abs().amax(1)
 
 

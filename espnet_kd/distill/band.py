@@ -8,7 +8,6 @@ from espnet_kd.config.kd_conf import LossConf
 from espnet_kd.distill.kinds import term_of
 from espnet_kd.distill.lattice import term_at
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
-from espnet_kd.lattice.algebra import restrict
 from espnet_kd.losses import LatticeTerm
 
 
@@ -24,9 +23,9 @@ def band_term(
         ranges: (B, T, S) rows of a pruned student; None: the `loss.width` rows of each
             frame that the teacher's alignments use most.
     """
-    own = of_teacher = teacher.grid.nodes
+    own = of_teacher = teacher.layout.nodes
     if ranges is not None:
-        own = restrict(teacher.grid, ranges).nodes
+        own = teacher.layout.within(ranges).nodes
     else:
-        of_teacher = restrict(teacher.grid, teacher.ranges(loss.width)).nodes
+        of_teacher = teacher.layout.within(teacher.lattices.band(loss.width)).nodes
     return term_at(loss, teacher, own, of_teacher)

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from espnet_kd.config.kd_conf import LossConf
 from espnet_kd.distill.kinds import loss_of
-from espnet_kd.distill.sequence_of_nodes import sequence_of_nodes_kd
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import known
+from espnet_kd.distill.steps import kd_of_steps
 
 
 @loss_of("frames")
@@ -18,4 +18,4 @@ def frames_kd(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
     student, lengths = sides.slow_student(frames.logits, frames.lengths)
     teacher = known(sides.teacher.frames(), "frames")
     keep = (sides.symbols.blank,)
-    return sequence_of_nodes_kd(student, teacher, lengths, loss, keep), lengths.sum()
+    return kd_of_steps(loss, student, teacher, lengths, keep), lengths.sum()

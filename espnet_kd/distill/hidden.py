@@ -18,7 +18,7 @@ from espnet_kd.config.kd_conf import HiddenConf
 from espnet_kd.distill.rates import Rates
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import Signals, Source, known
-from espnet_kd.lattice.nodes import length_mask, upcast
+from espnet_kd.lattice.masks import length_mask, upcast
 from espnet_kd.models.branches import encode_noise
 from espnet_kd.models.layers import Layer
 

@@ -24,12 +24,11 @@ from espnet_kd.distill.outputs import Lattice
 from espnet_kd.distill.rates import Rates
 from espnet_kd.distill.signals import Signals, known
 from espnet_kd.lattice import total_score
-from espnet_kd.lattice.algebra import restrict
-from espnet_kd.lattice.factored import FactoredLogits, Logits
-from espnet_kd.lattice.nodes import Grid, make_grid
-from espnet_kd.losses import LatticeTerm, lattice_losses, windowed_losses
+from espnet_kd.lattice.logits import FactoredLogits, Logits
+from espnet_kd.lattice.nodes import Layout, make_layout
+from espnet_kd.losses import LatticeTerm, class_set, lattice_losses, windowed_losses
+from espnet_kd.losses.nodes import later
 from espnet_kd.losses.teachers import Teacher
-from espnet_kd.losses.transducer import later
 
 
 @term_of("lattice")
@@ -37,7 +36,7 @@ def lattice_term(
     loss: LossConf, teacher: LatticeTeacher, ranges: Tensor | None
 ) -> LatticeTerm:
     """A loss on every node that both sides have."""
-    return term_at(loss, teacher, teacher.grid.nodes, teacher.grid.nodes)
+    return term_at(loss, teacher, teacher.layout.nodes, teacher.layout.nodes)
 
 
 def term_at(
@@ -65,12 +64,11 @@ def make_term(
     return LatticeTerm(
         teacher=teacher,
         nodes=nodes,
-        classes=loss.classes,
+        classes=class_set(loss.classes, k=loss.k, tail=loss.tail),
+        divergence=loss.divergence,
         temperature=loss.temperature,
         weights=weights,
         shift=loss.shift,
-        k=loss.k,
-        tail=loss.tail,
     )
 
 
@@ -129,7 +127,7 @@ class LatticeReading:
     def teacher_score(self, lattice: Lattice) -> Tensor | None:
         """log P(labels) (B,) of the teacher; None where its lattice is not known."""
         teacher = self._common(lattice).teacher
-        return None if teacher is None else teacher.arcs.total()
+        return None if teacher is None else teacher.lattices.total_score()
 
     def _common(self, lattice: Lattice) -> CommonLattice:
         if self.common is None:
@@ -148,7 +146,7 @@ class LatticeReading:
             if with_transducer or (together and not apart):
                 self.transducer, sums = lattice_losses(
                     lattice.logits,
-                    grid_of(lattice, self.options["blank"]),
+                    layout_of(lattice, self.options["blank"]),
                     [] if apart else list(together.values()),
                     with_transducer=with_transducer,
                     **options,
@@ -156,7 +154,7 @@ class LatticeReading:
             if apart:
                 _, sums = lattice_losses(
                     self.common.logits,
-                    self.common.grid,
+                    self.common.layout,
                     list(together.values()),
                     with_transducer=False,
                     **options,
@@ -177,7 +175,7 @@ class LatticeReading:
     def _windowed(self, loss: LossConf, term: LatticeTerm) -> tuple[Tensor, Tensor]:
         common = self.common
         return windowed_losses(
-            common.logits, common.grid, term, loss.window, **self.options
+            common.logits, common.layout, term, loss.window, **self.options
         )
 
 
@@ -186,7 +184,7 @@ class CommonLattice:
 
     Attributes:
         logits: of the student, (B, T, U+1, V).
-        grid: which nodes there are.
+        layout: which nodes there are.
         teacher: None where neither the lattice nor a path is known of it.
     """
 
@@ -198,14 +196,14 @@ class CommonLattice:
         stride, known = rates.student, signals.lengths
         frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
         frames = torch.minimum(frames.to(known), known)
-        self.grid = make_grid(self.logits, labels, frames, label_lengths, blank)
+        self.layout = make_layout(self.logits, labels, frames, label_lengths, blank)
         teacher = signals.lattice(labels, label_lengths)
         path = signals.path(labels, label_lengths)
         if teacher is None and path is not None:
             teacher = path.teacher
         self.teacher = None
         if teacher is not None:
-            self.teacher = LatticeTeacher(teacher, self.grid, blank, path)
+            self.teacher = LatticeTeacher(teacher, self.layout, blank, path)
 
     def known_teacher(self, nodes: str) -> LatticeTeacher:
         """The teacher, which must be known.
@@ -227,11 +225,11 @@ def _slowed(lattice: Lattice, rates: Rates) -> Logits:
     return rates.slow_student(logits, frames)[0]
 
 
-def grid_of(lattice: Lattice, blank: int) -> Grid:
+def layout_of(lattice: Lattice, blank: int) -> Layout:
     """The nodes that the transducer loss of a lattice reads."""
     lengths = (lattice.frames, lattice.label_lengths)
-    grid = make_grid(lattice.logits, lattice.labels, *lengths, blank)
-    return restrict(grid, lattice.ranges)
+    layout = make_layout(lattice.logits, lattice.labels, *lengths, blank)
+    return layout.within(lattice.ranges)
 
 
 def _has_window(loss: LossConf) -> bool:

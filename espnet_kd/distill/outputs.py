@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from espnet_kd.distill.sharing import Rows
-from espnet_kd.lattice.factored import Logits
+from espnet_kd.lattice.logits import Logits
 
 
 @dataclass

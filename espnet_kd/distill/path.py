@@ -9,10 +9,9 @@ from espnet_kd.config.kd_conf import LossConf
 from espnet_kd.distill.kinds import term_of
 from espnet_kd.distill.lattice import make_term
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
-from espnet_kd.lattice.nodes import Grid
-from espnet_kd.lattice.paths import best_of, nbest_of, sample_of
+from espnet_kd.lattice.nodes import Layout
 from espnet_kd.losses import LatticeTerm
-from espnet_kd.losses.transducer import path_nodes
+from espnet_kd.losses.nodes import path_nodes
 
 
 @term_of("path")
@@ -26,31 +25,31 @@ def path_term(
     shift = loss.shift if loss.window == 1 else 0
     if loss.paths == "best" and teacher.path is not None:
         path, lengths, knowing = teacher.path
-        nodes = path_nodes(path, lengths, teacher.grid, shift)
+        nodes = path_nodes(path, lengths, teacher.layout, shift)
         return make_term(loss, knowing, nodes, None)
-    nodes, weights = _path_weights(*_paths(loss, teacher), teacher.grid, shift)
+    nodes, weights = _path_weights(*_paths(loss, teacher), teacher.layout, shift)
     return make_term(loss, teacher, nodes, weights)
 
 
 def _paths(loss: LossConf, teacher: LatticeTeacher) -> tuple[Tensor, Tensor, Tensor]:
     """Paths (B, P, N, 2), their nodes (B,) and weights (B, P), which sum to 1."""
     if loss.paths == "best":
-        path, lengths, score = best_of(teacher.arcs)
+        path, lengths, score = teacher.lattices.best_path()
         return path.unsqueeze(1), lengths, torch.ones_like(score).unsqueeze(1)
     if loss.paths == "nbest":
-        paths, lengths, scores = nbest_of(teacher.arcs, loss.num_paths)
+        paths, lengths, scores = teacher.lattices.nbest(loss.num_paths)
         return paths, lengths, scores.softmax(1)
-    paths, lengths, scores = sample_of(teacher.arcs, loss.num_paths)
+    paths, lengths, scores = teacher.lattices.sample(loss.num_paths)
     return paths, lengths, torch.full_like(scores, 1 / loss.num_paths)
 
 
 def _path_weights(
-    paths: Tensor, lengths: Tensor, weights: Tensor, grid: Grid, shift: int
+    paths: Tensor, lengths: Tensor, weights: Tensor, layout: Layout, shift: int
 ) -> tuple[Tensor, Tensor | None]:
     """Nodes of several paths, and how much of the paths' weight passes each."""
     if paths.size(1) == 1:
-        return path_nodes(paths[:, 0], lengths, grid, shift), None
-    total = weights.new_zeros(grid.nodes.shape)
+        return path_nodes(paths[:, 0], lengths, layout, shift), None
+    total = weights.new_zeros(layout.nodes.shape)
     for path, weight in zip(paths.unbind(1), weights.unbind(1)):
-        total += path_nodes(path, lengths, grid, shift) * weight.view(-1, 1, 1)
+        total += path_nodes(path, lengths, layout, shift) * weight.view(-1, 1, 1)
     return total > 0, total

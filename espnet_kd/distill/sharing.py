@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import length_mask
+from espnet_kd.lattice.masks import length_mask
 
 PROBES = 64  # samples of each waveform by which candidates for equality are found
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from espnet_kd.distill.rates import Rates
 from espnet_kd.distill.sharing import Rows
-from espnet_kd.lattice.nodes import upcast
-from espnet_kd.losses.classes import soften
-from espnet_kd.losses.essence import topk_targets
+from espnet_kd.lattice.masks import upcast
+from espnet_kd.losses import OnlineSteps
+from espnet_kd.losses.steps import StepTeacher
 from espnet_kd.losses.teachers import Teacher
 from espnet_kd.models.branches import (
     Encoded,
@@ -81,22 +81,6 @@ class TeacherFacts(NamedTuple):
     token_list: Sequence[str] | None
 
 
-class Posteriors:
-    """Distributions over the V classes at L nodes of each utterance."""
-
-    def log_probs(self, temperature: float) -> Tensor:
-        """(B, L, V) log-probabilities at a temperature."""
-        raise NotImplementedError
-
-    def topk(
-        self, k: int, keep: Sequence[int], temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (B, L, K) of the k best classes and their ids, with the
-        classes in `keep` always among them; K is at most V."""
-        log_probs = self.log_probs(temperature)
-        return topk_targets(log_probs, min(k, log_probs.size(-1)), keep=keep)
-
-
 class KnownPath(NamedTuple):
     """One alignment of each utterance, and a teacher that knows of its nodes."""
 
@@ -112,10 +96,10 @@ class Signals:
     def lengths(self) -> Tensor | None:
         """Encoder frames (B,) at the common rate."""
 
-    def frames(self) -> Posteriors | None:
+    def frames(self) -> StepTeacher | None:
         """CTC posteriors of the encoder frames."""
 
-    def tokens(self, targets: Tensor, lengths: Tensor) -> Posteriors | None:
+    def tokens(self, targets: Tensor, lengths: Tensor) -> StepTeacher | None:
         """Posteriors of the attention decoder at the targets (B, L): y_1 .. y_U <eos>.
 
         Args:
@@ -258,14 +242,14 @@ class EnsembleSignals(Signals):
         """Frames (B,) that all teachers have."""
         return self._lengths
 
-    def frames(self) -> Posteriors | None:
+    def frames(self) -> StepTeacher | None:
         return self._frames if "frames" in self.source.nodes else None
 
     @cached_property
-    def _frames(self) -> Posteriors:
-        return EnsemblePosteriors(self.ensemble, self.ensemble.frames(self._slowed))
+    def _frames(self) -> StepTeacher:
+        return EnsembleSteps(self.ensemble, self.ensemble.frames(self._slowed))
 
-    def tokens(self, targets: Tensor, lengths: Tensor) -> Posteriors | None:
+    def tokens(self, targets: Tensor, lengths: Tensor) -> StepTeacher | None:
         if "tokens" not in self.source.nodes:
             return None
         symbols = self.batch.symbols
@@ -274,7 +258,7 @@ class EnsembleSignals(Signals):
         labels_in = targets.masked_fill(padding, symbols.sos).roll(1, dims=1)
         labels_in[:, 0] = symbols.sos
         logits = self.ensemble.tokens(self.encoded, labels_in, lengths)
-        return EnsemblePosteriors(self.ensemble, logits)
+        return EnsembleSteps(self.ensemble, logits)
 
     def lattice(self, labels: Tensor, label_lengths: Tensor) -> Teacher | None:
         if "lattice" not in self.source.nodes:
@@ -288,7 +272,7 @@ class EnsembleSignals(Signals):
         return self.batch.rates.slow_teacher(name, *frames)
 
 
-class EnsemblePosteriors(Posteriors):
+class EnsembleSteps:
     """The mean posterior of several teachers' logits, each (B, L, V)."""
 
     def __init__(self, ensemble: TeacherEnsemble, logits: Sequence[Tensor]) -> None:
@@ -296,7 +280,17 @@ class EnsemblePosteriors(Posteriors):
         self.logits = logits
 
     def log_probs(self, temperature: float) -> Tensor:
-        return soften(self.ensemble.mean(self.logits, temperature), temperature)
+        """Of all classes, (B, L, V)."""
+        return self._mean(temperature).log_probs(temperature)
+
+    def topk(
+        self, k: int, keep: Sequence[int], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the k best classes and their ids, (B, L, k) twice."""
+        return self._mean(temperature).topk(k, keep, temperature)
+
+    def _mean(self, temperature: float) -> OnlineSteps:
+        return OnlineSteps(self.ensemble.mean(self.logits, temperature))
 
 
 def autocast_on_cuda(device: torch.device) -> dict:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from espnet_kd.config.kd_conf import LossConf
 from espnet_kd.distill.kinds import loss_of
-from espnet_kd.distill.sequence_of_nodes import sequence_of_nodes_kd
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import known
+from espnet_kd.distill.steps import kd_of_steps
 
 
 @loss_of("tokens")
@@ -17,4 +17,4 @@ def tokens_kd(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
     tokens = sides.student.tokens
     lengths = (tokens.targets != sides.symbols.padding).sum(1)
     teacher = known(sides.teacher.tokens(tokens.targets, lengths), "tokens")
-    return sequence_of_nodes_kd(tokens.logits, teacher, lengths, loss), lengths.sum()
+    return kd_of_steps(loss, tokens.logits, teacher, lengths), lengths.sum()

@@ -1,4 +1,4 @@
-"""Nodes of a transducer lattice: shapes, masks and the scores of their arcs.
+"""Nodes of a batch of transducer lattices, and the classes of the arcs between them.
 
 The lattice of one utterance has a node (t, u) for each encoder frame t = 0..T-1 and
 each count u = 0..U of labels emitted so far. Two arcs leave a node: blank, to
@@ -8,19 +8,45 @@ ends with the blank that leaves (T-1, U).
 Shapes: B utterances, T encoder frames, U labels, V classes with blank.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.factored import Logits
-
-# Stands for log(0) where -inf would turn into NaN (inf - inf, 0 * inf).
-LOG_ZERO = -1e30
+from espnet_kd.lattice.logits import Logits
+from espnet_kd.lattice.masks import check_lengths, length_mask
 
 
-class Grid(NamedTuple):
-    """A batch of lattices: where it has nodes, and which label leaves them."""
+class Nodes(NamedTuple):
+    """N nodes of a batch of lattices, each (N,) int64: b, t and u."""
+
+    utterance: Tensor
+    frame: Tensor
+    row: Tensor
+
+    @classmethod
+    def where(cls, mask: Tensor) -> Nodes:
+        """The nodes where ``mask`` (B, T, U+1) is true, in the order of frames."""
+        return cls(*mask.nonzero(as_tuple=True))
+
+    def take(self, index: Tensor | slice) -> Nodes:
+        """Some of the nodes."""
+        return Nodes(*(x[index] for x in self))
+
+    def later(self, shift: int) -> Nodes:
+        """The same rows, ``shift`` frames later."""
+        return Nodes(self.utterance, self.frame + shift, self.row)
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return len(self.utterance)
+
+
+class Layout(NamedTuple):
+    """Where the lattices of a batch have nodes, and which label leaves them."""
 
     labels: Tensor  # (B, U+1) int64; blank where no label leaves the row
     nodes: Tensor  # (B, T, U+1) bool; the node belongs to its utterance
@@ -28,70 +54,47 @@ class Grid(NamedTuple):
     frames: Tensor  # (B,) int64; T_b
     symbols: Tensor  # (B,) int64; U_b
 
+    def within(self, ranges: Tensor | None) -> Layout:
+        """The same lattices with the nodes of a band only.
 
-def upcast(x: Tensor) -> Tensor:
-    """float64 stays, everything else becomes float32.
+        Args:
+            ranges: (B, T, S) rows u that exist at each frame, anything in the padding;
+                None: all.
 
-    No operation of this package is on autocast's list of lowered ones, so that this
-    cast is all that keeps a loss in full precision under autocast.
-    """
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """ValueError that names both arguments and both shapes where they differ."""
-    if x.shape != other.shape:
-        raise ValueError(
-            f"{name}: shape {tuple(x.shape)} differs from the shape "
-            f"{tuple(other.shape)} of {other_name}"
-        )
-
-
-def check_lengths(name: str, lengths: Tensor, batch: int, longest: int) -> Tensor:
-    """Lengths as int64, refused unless integers of shape (B,) in 0..longest."""
-    if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
-        raise ValueError(f"{name}: expected integers, got {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise ValueError(
-            f"{name}: shape {tuple(lengths.shape)}, expected ({batch},), "
-            "one length an utterance"
-        )
-    if batch:
-        low, high = (int(x) for x in torch.stack(torch.aminmax(lengths)))
-        if low < 0 or high > longest:
+        Raises:
+            ValueError: the shape does not fit, or a row is not one of the lattice's.
+        """
+        if ranges is None:
+            return self
+        batch, frames, rows = self.nodes.shape
+        if ranges.dim() != 3 or ranges.shape[:2] != (batch, frames):
             raise ValueError(
-                f"{name}: values {low}..{high} do not fit a tensor with {longest} steps"
+                f"ranges: shape {tuple(ranges.shape)}, expected (B, T, S) = "
+                f"({batch}, {frames}, S)"
             )
-    return lengths.long()
+        in_time = length_mask(self.frames, frames).unsqueeze(2)
+        ranges = ranges.to(self.nodes.device).long().masked_fill(~in_time, 0)
+        if ranges.numel() and not 0 <= int(ranges.min()) <= int(ranges.max()) < rows:
+            raise ValueError(f"ranges: has rows outside 0..{rows - 1}")
+        band = torch.zeros_like(self.nodes).scatter(2, ranges, True)
+        return self._replace(nodes=self.nodes & band)
+
+    def arc_classes(self, nodes: Nodes, blank: int) -> Tensor:
+        """Classes of the two arcs that leave each node: (N, 2), label and blank.
+
+        Where no label arc leaves a node, blank stands for the label.
+        """
+        labels = self.labels[nodes.utterance, nodes.row]
+        return torch.stack([labels, torch.full_like(labels, blank)], dim=1)
 
 
-def length_mask(lengths: Tensor, longest: int) -> Tensor:
-    """(B,) -> (B, longest) bool, true at the first ``lengths[b]`` positions."""
-    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(-1)
-
-
-def mask_nodes(x: Tensor, valid: Tensor) -> Tensor:
-    """Zero the classes of the nodes that do not count.
-
-    Done to the input, not to the result: whatever stands in the padding (NaN, Inf)
-    then meets neither the value nor the gradient.
-
-    Args:
-        x: (..., V).
-        valid: (...) bool.
-    """
-    if valid.all():
-        return x
-    return x.masked_fill(~valid.unsqueeze(-1), 0)
-
-
-def make_grid(
+def make_layout(
     logits: Logits,
     labels: Tensor,
     logit_lengths: Tensor,
     label_lengths: Tensor,
     blank: int = 0,
-) -> Grid:
+) -> Layout:
     """Check a batch of lattices and mark its nodes.
 
     Args:
@@ -133,4 +136,4 @@ def make_grid(
     in_time = length_mask(num_frames, frames).unsqueeze(2)
     nodes = in_time & length_mask(num_labels + 1, rows).unsqueeze(1)
     emits = in_time & row_emits.unsqueeze(1)
-    return Grid(labels, nodes, emits, num_frames, num_labels)
+    return Layout(labels, nodes, emits, num_frames, num_labels)

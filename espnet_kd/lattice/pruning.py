@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.algebra import check_alignable, choose_backend
-from espnet_kd.lattice.nodes import check_lengths
+from espnet_kd.lattice.backends import check_alignable, choose_backend
+from espnet_kd.lattice.masks import check_lengths
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 A loss over {some classes, rest}, be it the transducer loss ({label, blank}), collapsed
 or top-k KD, needs of the V logits of a node only those of its classes and the
-log-sum-exp of all others. A loss over all classes needs one number, its KL. So the
-nodes are read in chunks, reduced to these numbers, and forgotten; the backward pass
+log-sum-exp of all others. A loss over all classes needs one number, its divergence. So
+the nodes are read in chunks, reduced to these numbers, and forgotten; the backward pass
 reads them once more. No tensor of B * T * (U+1) * V elements is made, and nodes of the
 padding, or without a gradient, cost nothing.
 """
@@ -11,24 +11,17 @@ padding, or without a gradient, cost nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from espnet_kd.lattice import triton_kernels
-from espnet_kd.lattice.factored import (
-    FactoredLogits,
-    FactoredRows,
-    Logits,
-    Nodes,
-    RowReader,
-    full_precision,
-    reader_of,
-    tensors_of,
-)
-from espnet_kd.lattice.nodes import LOG_ZERO
+from espnet_kd.lattice.logits import FactoredLogits, Logits, tensors_of
+from espnet_kd.lattice.masks import LOG_ZERO
+from espnet_kd.lattice.nodes import Nodes
+from espnet_kd.lattice.rows import FactoredRows, RowReader, full_precision, reader_of
 
 # The working memory of a chunk in numbers, and its nodes at most. Larger ones make a
 # CPU no faster; a GPU wants larger matrix products.
@@ -36,11 +29,26 @@ CHUNK = {"cpu": 2**23, "cuda": 2**26}
 NODES = {"cpu": 2**10, "cuda": 2**18}
 
 
+class Divergence(Protocol):
+    """How far a posterior p of the lattice is from a target q: `losses.divergences`."""
+
+    def __call__(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """(n, V) log-probabilities twice -> (n,)."""
+
+    def gradient(self, log_q: Tensor, logits: Tensor) -> Tensor:
+        """Of its value by (n, V) logits of p, which are left as they are."""
+
+
 class Target(NamedTuple):
     """A posterior over all classes with which nodes are compared."""
 
     log_probs: Callable[[Nodes], Tensor]  # of n nodes, (n, V)
     temperature: float  # divides the logits that are compared with it
+    divergence: Divergence
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Logits at the temperature; themselves where that is 1."""
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 class Reading(NamedTuple):
@@ -48,7 +56,7 @@ class Reading(NamedTuple):
 
     scores: Tensor  # (N, K) logits of the kept classes, up to a constant a node
     rest: Tensor  # (N, R) logsumexp(logits / temperature) of all others, same constant
-    divergence: Tensor  # (N, D) KL from each target, at its temperature
+    divergence: Tensor  # (N, D) from each target, at its temperature
 
 
 def chunks(
@@ -218,9 +226,8 @@ def _read(
     """One chunk; overwrites its logits (n, V)."""
     torch.gather(logits, 1, ids, out=out.scores)
     for column, target in enumerate(request.targets):
-        log_q = target.log_probs(nodes).clamp(min=LOG_ZERO)
-        log_p = (logits / target.temperature).log_softmax(1).clamp(min=LOG_ZERO)
-        out.divergence[:, column] = (log_q.exp() * (log_q - log_p)).sum(1)
+        log_p = target.scaled(logits).log_softmax(1)
+        out.divergence[:, column] = target.divergence(target.log_probs(nodes), log_p)
     if request.temperatures:
         logits.scatter_(1, ids, -torch.inf)
     for column, _, scaled in _by_temperature(logits, request.temperatures):
@@ -240,8 +247,8 @@ def _gradient(
     """Gradient (n, V) to the logits of one chunk, which it overwrites."""
     parts = []
     for target, gradient in zip(request.targets, gradients.divergence.unbind(1)):
-        part = (logits / target.temperature).softmax(1)
-        part.sub_(target.log_probs(nodes).exp())
+        log_q = target.log_probs(nodes)
+        part = target.divergence.gradient(log_q, target.scaled(logits))
         parts.append(part.mul_((gradient / target.temperature).unsqueeze(1)))
     rest = rest.clamp(min=LOG_ZERO)
     sums = None
@@ -276,6 +283,6 @@ def _nodes_with_gradient(
     """Indices of the nodes that the backward pass visits; None for all."""
     largest = torch.cat([x.abs() for x in gradients], dim=1).amax(1)
     most = largest.max() if len(largest) else largest.new_zeros(())
-    # Written so that a gradient that is no number goes on to who looks for it.
+    # NaN gradients must pass this filter, so that AMP's overflow check sees them.
     keep = ~(largest <= tolerance * most)
     return None if keep.all() else keep.nonzero().squeeze(1)

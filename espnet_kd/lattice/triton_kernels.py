@@ -19,7 +19,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.factored import tf32_setting
+from espnet_kd.lattice.rows import tf32_setting
 
 try:
     import triton

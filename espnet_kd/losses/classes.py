@@ -1,148 +1,171 @@
-"""At what resolution student and teacher are compared: KL of a node, by classes.
+"""At what resolution student and teacher are compared at a node.
 
-    full            all V classes
-    collapsed       {next label, blank, rest} of a lattice node
-    top-k           K stored classes, renormalised, or with one tail class
+    Full         all V classes
+    TopK         the teacher's k best classes, renormalised, or with the rest as one
+    Collapsed    {next label, blank, rest} of a lattice node
 
-`full_kl` and `topk_kl` take (..., V) logits of the student and give one KL value a
-node, (...). `transducer` does so for nodes of a lattice, whose logits it does not hold.
-KL is sum_k q_k (log q_k - log p_k) from the teacher q to the student p. The teacher is
-detached. Where a temperature divides logits the KL is multiplied by its square, which
-keeps the size of the gradient (Hinton 2015). Everything is float32, or float64 where
-the student is.
+A class set asks the teacher its question about some nodes, and tells what has to be
+read of the student there: all classes (`AllClasses`), or a few and the rest
+(`KeptClasses`), which is much cheaper on a lattice. It serves every kind of nodes and
+every divergence. A new one is a class here and a line in `CLASSES`.
 """
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Union
 
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import LOG_ZERO, check_same_shape, upcast
-
-TAILS = ("renormalize", "bucket")
-
-
-def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """KL(q || p) over the last dimension; 0 log 0 = 0, and finite for any p.
-
-    Args:
-        log_q: (..., K) log-probabilities of the teacher, -inf allowed; detached.
-        log_p: (..., K) log-probabilities of the student.
-    """
-    log_q = log_q.detach().clamp(min=LOG_ZERO)
-    return (log_q.exp() * (log_q - log_p.clamp(min=LOG_ZERO))).sum(-1)
+from espnet_kd.lattice.masks import LOG_ZERO
+from espnet_kd.lattice.nodes import Nodes
+from espnet_kd.losses.divergences import Divergence
+from espnet_kd.losses.teachers import Teacher
+from espnet_kd.losses.topk import TAILS, with_tail
 
 
-def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-softmax of ``logits / temperature``.
+class Question(NamedTuple):
+    """N nodes at which student and teacher are compared."""
 
-    Raises:
-        ValueError: the temperature is not positive.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature: {temperature} is not positive")
-    logits = upcast(logits)
-    if temperature != 1:
-        # the largest becomes 0: a low temperature would overflow it, not the others
-        logits = (logits - logits.detach().amax(-1, keepdim=True)) / temperature
-    return logits.log_softmax(-1)
+    nodes: Nodes  # as the teacher numbers them
+    arcs: Tensor  # (N, 2) classes of the next label and of blank
+    emits: Tensor  # (N,) bool; False: no label leaves the node, `arcs` has blank twice
+    blank: int
+    num_classes: int  # V
+    temperature: float
 
 
-def collapse(log_probs: Tensor, ids: Tensor) -> Tensor:
-    """Keep some classes and sum all others into one, in log space.
+class AllClasses(NamedTuple):
+    """All classes are compared; the nodes are read in chunks."""
 
-    The rest is a sum over the other classes: 1 - sum of the kept ones would lose it to
-    rounding exactly where a peaky model makes it small.
-
-    Args:
-        log_probs: (..., V).
-        ids: (..., K) classes to keep; a class named twice is left out of the rest once.
-
-    Returns:
-        (..., K+1), the rest last; about `LOG_ZERO` where no class is left.
-    """
-    rest = log_probs.scatter(-1, ids, LOG_ZERO).logsumexp(-1, keepdim=True)
-    return torch.cat([log_probs.gather(-1, ids), rest], dim=-1)
+    log_probs: Callable[[Nodes], Tensor]  # the teacher's (n, V) at some of its nodes
 
 
-def full_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL over all classes, times temperature**2. (..., V) logits twice -> (...)."""
-    check_same_shape("teacher", teacher, "student", student)
-    loss = kl(soften(teacher.detach(), temperature), soften(student, temperature))
-    return loss * temperature**2
+class KeptClasses(NamedTuple):
+    """K classes of each node and the rest are compared."""
+
+    ids: Tensor  # (N, K); a class that occurs twice in a row counts once
+    # The student's log-probabilities (N, K+1), the rest last -> those of the teacher
+    # and of the student over the same classes, (N, C) twice
+    pair: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def log_complement(log_mass: Tensor) -> Tensor:
-    """log(1 - exp(x)); -inf where rounding took the mass x to one or above."""
-    x = log_mass.clamp(max=0)
-    near_one = x > -0.693
-    return torch.where(near_one, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+Answer = Union[AllClasses, KeptClasses]
 
 
-def topk_kl(
-    student: Tensor,
-    topk_log_probs: Tensor,
-    topk_ids: Tensor,
-    tail: str = "renormalize",
-    temperature: float = 1.0,
-) -> Tensor:
-    """KL from stored top-k targets to the student's softmax over all V classes.
+@dataclass(frozen=True)
+class ClassSet(ABC):
+    """A resolution; frozen, so that it can be a constant and a key."""
 
-    "renormalize" (Z. Yang 2019) divides the K probabilities by their sum, so that the
-    teacher says nothing of other classes and the student is taught to leave them.
-    "bucket" adds one class for all others on both sides; the teacher's mass there is
-    what the K leave of 1. Stored values are rounded (fp16: a relative 2**-11 of the
-    log-probability), and so is their sum: below 1 the difference counts as tail, as it
-    cannot be told from it; above 1 the K are divided by their sum and the tail is
-    empty, so that the targets are a distribution and the KL is never negative. Where
-    all V classes are stored there is no tail, and the values are divided by their sum.
+    @property
+    def leaves_classes_out(self) -> bool:
+        """Whether the teacher is made to give classes no mass that the student has."""
+        return False
 
-    Args:
-        student: (..., V) logits.
-        topk_log_probs: (..., K); -inf entries have no effect under "renormalize", and
-            are classes of no mass under "bucket".
-        topk_ids: (..., K) distinct classes.
-        tail: "renormalize" or "bucket".
-        temperature: divides the student's logits only, the targets carry their own; the
-            loss is multiplied by its square.
+    @abstractmethod
+    def ask(self, teacher: Teacher, about: Question) -> Answer:
+        """Ask the teacher about nodes."""
 
-    Returns:
-        (...).
+
+@dataclass(frozen=True)
+class Full(ClassSet):
+    """All V classes."""
+
+    def ask(self, teacher: Teacher, about: Question) -> AllClasses:
+        return AllClasses(partial(teacher.log_probs, temperature=about.temperature))
+
+
+@dataclass(frozen=True)
+class TopK(ClassSet):
+    """The teacher's best classes (Z. Yang 2019).
+
+    Attributes:
+        k: classes, blank among them where the nodes have one; at most V are taken. What
+            was stored of a teacher has the classes that it has.
+        tail: "bucket" makes the others one class on both sides, "renormalize" divides
+            the k probabilities of the teacher by their sum.
 
     Raises:
-        ValueError: an unknown ``tail``, or shapes that do not fit.
+        ValueError: k is below 1, or an unknown tail.
     """
-    if tail not in TAILS:
-        raise ValueError(f"tail: {tail!r} is not one of {TAILS}")
-    check_same_shape("topk_ids", topk_ids, "topk_log_probs", topk_log_probs)
-    if topk_ids.shape[:-1] != student.shape[:-1] or not topk_ids.shape[-1]:
-        raise ValueError(
-            f"topk_ids: shape {tuple(topk_ids.shape)} does not fit student logits of "
-            f"shape {tuple(student.shape)}, expected (..., K) beside (..., V)"
-        )
-    if topk_ids.shape[-1] > student.shape[-1]:
-        raise ValueError(
-            f"topk_ids: {topk_ids.shape[-1]} classes a node, the student has "
-            f"{student.shape[-1]}"
-        )
-    log_p = collapse(soften(student, temperature), topk_ids.long())
-    loss = topk_divergence(topk_log_probs, log_p, tail, student.shape[-1])
-    return loss * temperature**2
+
+    k: int = 8
+    tail: str = "bucket"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k: {self.k} classes; keep at least 1")
+        if self.tail not in TAILS:
+            raise ValueError(f"tail: {self.tail!r} is not one of {TAILS}")
+
+    @property
+    def leaves_classes_out(self) -> bool:
+        return self.tail == "renormalize"
+
+    def ask(self, teacher: Teacher, about: Question) -> KeptClasses:
+        values, ids = teacher.topk(about.nodes, self.k, about.blank, about.temperature)
+
+        def pair(log_p: Tensor) -> tuple[Tensor, Tensor]:
+            return with_tail(values, log_p, self.tail, about.num_classes)
+
+        return KeptClasses(ids, pair)
 
 
-def topk_divergence(
-    log_q: Tensor, log_p: Tensor, tail: str, num_classes: int
-) -> Tensor:
-    """KL from stored top-k targets, as `topk_kl` has it.
+@dataclass(frozen=True)
+class Collapsed(ClassSet):
+    """{next label, blank, rest}; {blank, rest} where no label leaves the node.
+
+    Panchapagesan 2020.
+    """
+
+    def ask(self, teacher: Teacher, about: Question) -> KeptClasses:
+        log_q = teacher.collapsed(about.nodes, about.arcs, about.temperature)
+        has_blank = torch.ones_like(about.emits)
+        # of two classes none is left beside a label and blank
+        has_rest = ~about.emits if about.num_classes == 2 else has_blank
+        absent = ~torch.stack([about.emits, has_blank, has_rest], dim=1)
+        log_q = log_q.masked_fill(absent, LOG_ZERO)
+        return KeptClasses(
+            about.arcs, lambda log_p: (log_q, log_p.masked_fill(absent, LOG_ZERO))
+        )
+
+
+CLASSES: dict[str, type[ClassSet]] = {
+    "full": Full,
+    "topk": TopK,
+    "collapsed": Collapsed,
+}
+
+
+def class_set(classes: str | ClassSet, **options) -> ClassSet:
+    """A class set by its name; one that is not named is returned as it is.
 
     Args:
-        log_q: (..., K) as stored; detached.
-        log_p: (..., K+1) log-probabilities of the student, all other classes last.
-        tail: "renormalize" or "bucket".
-        num_classes: V.
+        options: of all class sets; each takes those that it has.
+
+    Raises:
+        ValueError: the name is unknown, or an option of the class set does not fit.
     """
-    log_q = upcast(log_q.detach())
-    log_mass = log_q.logsumexp(-1, keepdim=True).clamp(min=LOG_ZERO)
-    if tail == "renormalize" or log_q.shape[-1] == num_classes:
-        return kl(log_q - log_mass, log_p[..., :-1])
-    # rounding may have taken the sum above one
-    log_q = torch.cat([log_q - log_mass.clamp(min=0), log_complement(log_mass)], dim=-1)
-    return kl(log_q, log_p)
+    if isinstance(classes, ClassSet):
+        return classes
+    if classes not in CLASSES:
+        raise ValueError(
+            f"classes: {classes!r} is not one of {tuple(CLASSES)}; pass one of these "
+            "names, or a ClassSet"
+        )
+    made = CLASSES[classes]
+    taken = {x: options[x] for x in made.__dataclass_fields__ if x in options}
+    return made(**taken)
+
+
+def check_fit(classes: ClassSet, divergence: Divergence) -> None:
+    """ValueError where a divergence would be infinite whatever the student does."""
+    if classes.leaves_classes_out and divergence.is_infinite_off_support:
+        raise ValueError(
+            f"divergence: {type(divergence).__name__} is infinite for {classes}, which "
+            "gives all other classes no mass; use tail: bucket, or another divergence"
+        )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import LOG_ZERO, check_same_shape
-from espnet_kd.losses.classes import soften
+from espnet_kd.lattice.masks import LOG_ZERO, check_same_shape
+from espnet_kd.losses.log_space import soften
 
 
 @torch.no_grad()

@@ -1,13 +1,15 @@
 """Where student and teacher are compared: choosing nodes, and summing over them.
 
-A loss is three lines: which nodes count (a mask), the KL of each (`classes`), the
-reduction. What does not count is zeroed before the KL, so that padding, whatever stands
-in it, meets neither value nor gradient.
+A loss is which nodes count (a mask), the divergence of each, and the reduction.
 """
 
+from __future__ import annotations
+
+import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import check_lengths, length_mask
+from espnet_kd.lattice.masks import check_lengths, length_mask
+from espnet_kd.lattice.nodes import Layout
 
 REDUCTIONS = ("batch", "node", "none")
 
@@ -77,3 +79,47 @@ def path_mask(
     if student_lengths is not None:
         valid = valid & (t < student_lengths.to(path.device).unsqueeze(1))
     return valid
+
+
+def path_nodes(
+    path: Tensor, path_lengths: Tensor, layout: Layout, shift: int = 0
+) -> Tensor:
+    """Nodes (B, T, U+1) bool at which the student is read for a path.
+
+    Args:
+        path: (B, N, 2) int64 (t, u).
+        path_lengths: (B,) nodes.
+        layout: of the student's lattices.
+        shift: in encoder frames.
+
+    Raises:
+        ValueError: shapes or lengths do not fit, a node has a row outside the lattice.
+    """
+    batch, frames, rows = layout.nodes.shape
+    check_path(path, batch)
+    valid = path_mask(path, path_lengths, shift=shift, student_lengths=layout.frames)
+    path = path.to(layout.nodes.device).long()
+    utterance, step = valid.nonzero(as_tuple=True)
+    frame, row = path[utterance, step].unbind(-1)
+    if ((row < 0) | (row >= rows) | (frame < 0)).any():
+        raise ValueError(
+            f"path: has nodes outside a lattice of {frames} frames and {rows} rows: "
+            "was it made from other audio or another token list?"
+        )
+    nodes = torch.zeros_like(layout.nodes)
+    nodes[utterance, frame + shift, row] = True
+    return nodes
+
+
+def later(x: Tensor | None, shift: int, frames: int) -> Tensor | None:
+    """Values at (t, u) moved to (t + shift, u), zero where nothing is moved to.
+
+    (B, T', U+1) -> (B, frames, U+1).
+    """
+    if x is None or (shift == 0 and x.shape[1] == frames):
+        return x
+    moved = x.new_zeros(len(x), frames, x.shape[2])
+    start, end = max(0, shift), min(frames, x.shape[1] + shift)
+    if start < end:
+        moved[:, start:end] = x[:, start - shift : end - shift]
+    return moved

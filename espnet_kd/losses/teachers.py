@@ -1,10 +1,10 @@
-"""What a teacher says of nodes of a transducer lattice.
+"""What a teacher knows of nodes of a transducer lattice.
 
 A teacher answers up to three questions about N nodes, at a temperature:
 
     log_probs(nodes)       all classes, (N, V)
     topk(nodes, k)         its k best classes and their log-probabilities, (N, k) each
-    collapsed(nodes, ids)  log-probabilities of {label, blank, all others}, (N, 3)
+    collapsed(nodes, ids)  log-probabilities of {label, blank, rest}, (N, 3)
 
 An `OnlineTeacher` computes the answers from lattices, a stored one looks them up.
 """
@@ -18,19 +18,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.classes import class_log_probs
-from espnet_kd.lattice.factored import (
-    FactoredLogits,
-    Logits,
-    Nodes,
-    full_precision,
-    reader_of,
-)
-from espnet_kd.lattice.nodes import LOG_ZERO, upcast
+from espnet_kd.lattice.kept_classes import class_log_probs
+from espnet_kd.lattice.logits import FactoredLogits, Logits
+from espnet_kd.lattice.masks import LOG_ZERO, upcast
+from espnet_kd.lattice.nodes import Nodes
 from espnet_kd.lattice.reading import chunks, read_nodes
-from espnet_kd.losses.classes import log_complement, soften
-from espnet_kd.losses.essence import topk_targets
+from espnet_kd.lattice.rows import full_precision, reader_of
+from espnet_kd.losses.log_space import log_complement, soften
 from espnet_kd.losses.nodes import path_mask
+from espnet_kd.losses.topk import topk_targets
 
 
 class Teacher(Protocol):
@@ -63,7 +59,7 @@ class OnlineTeacher:
         self.readers = [reader_of(z) for z in self.logits]
 
     def _mean(self, log_probs: Sequence[Tensor]) -> Tensor:
-        """Log of the weighted mean of what the members say."""
+        """Log of the weighted mean of the members' probabilities."""
         if len(log_probs) == 1:
             return log_probs[0]
         shares = [x + w for x, w in zip(log_probs, self.log_weights)]
@@ -71,12 +67,12 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def log_probs(self, nodes: Nodes, temperature: float) -> Tensor:
-        said = []
+        members = []
         for reader in self.readers:
             with full_precision(reader, nodes.row.device):
-                said.append(soften(reader.read(nodes), temperature))
+                members.append(soften(reader.read(nodes), temperature))
             reader.release()  # the graph of a loss may hold the teacher for long
-        return self._mean(said)
+        return self._mean(members)
 
     @torch.no_grad()
     def topk(
@@ -94,15 +90,15 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor:
-        said = []
+        members = []
         for logits in self.logits:
             read = read_nodes(logits, nodes, ids, (temperature,))
-            said.append(
+            members.append(
                 class_log_probs(
                     read.scores, read.rest[:, 0], ids, slice(None), temperature
                 )
             )
-        return self._mean(said)
+        return self._mean(members)
 
     def _sizes(self) -> tuple[int, int]:
         """Classes, and numbers that a node takes while it is read."""
@@ -120,7 +116,7 @@ def _detached(logits: Logits) -> Logits:
 class StoredLattice(NamedTuple):
     """Log-probabilities that were stored for each node, at temperature 1.
 
-    They answer for {label, blank, all others}; the others are what the two leave of 1.
+    They answer for {label, blank, rest}; the rest is what the two leave of 1.
     """
 
     blank: Tensor  # (B, T, U+1)
@@ -139,7 +135,7 @@ class StoredLattice(NamedTuple):
         if temperature != 1:
             raise ValueError(
                 f"temperature: {temperature}, but the stored lattices were made at "
-                "temperature 1, from which the others cannot be softened"
+                "temperature 1, from which the rest cannot be softened"
             )
         label_first = (x.to(ids.device) for x in (self.label, self.blank))
         kept = torch.stack([upcast(x[tuple(nodes)]) for x in label_first], 1)
@@ -148,8 +144,8 @@ class StoredLattice(NamedTuple):
         counted = torch.stack([has_label, torch.ones_like(has_label)], dim=1)
         mass = kept.masked_fill(~counted, LOG_ZERO).logsumexp(1, keepdim=True)
         # rounding of what was stored may have taken the sum above one
-        others = log_complement(mass).clamp(min=LOG_ZERO)
-        return torch.cat([kept - mass.clamp(min=0), others], dim=1)
+        rest = log_complement(mass).clamp(min=LOG_ZERO)
+        return torch.cat([kept - mass.clamp(min=0), rest], dim=1)
 
 
 class StoredPath(NamedTuple):
@@ -201,3 +197,50 @@ class PathTeacher:
         step = self.index[tuple(nodes)]
         values, ids = (x[nodes.utterance, step] for x in self.stored)
         return upcast(values), ids.long()
+
+
+def as_teacher(teacher: Logits | Teacher) -> Teacher:
+    """A lattice as a teacher that computes; any other teacher as it is."""
+    if isinstance(teacher, (Tensor, FactoredLogits)):
+        return OnlineTeacher([teacher])
+    return teacher
+
+
+def _frames_of(teacher: object) -> tuple[int, ...] | None:
+    """(B, T, U+1) or (B, T, U+1, V) of a teacher's lattice, None where it has none."""
+    if isinstance(teacher, (Tensor, FactoredLogits)):
+        return tuple(teacher.shape)
+    return tuple(teacher.blank.shape) if isinstance(teacher, StoredLattice) else None
+
+
+def check_teacher_shape(student: Logits, teacher: object, same_frames: bool) -> None:
+    """ValueError where a teacher's lattice does not fit the student's."""
+    given = _frames_of(teacher)
+    if given is None:
+        return
+    wanted = tuple(student.shape[: max(3, len(given))])
+    is_equal = given == wanted
+    if not same_frames:
+        is_equal = given[:1] + given[2:] == wanted[:1] + wanted[2:]
+    if not is_equal:
+        raise ValueError(
+            f"teacher: shape {given} differs from the shape {tuple(student.shape)} of "
+            "student" + ("" if same_frames else " in more than the number of frames")
+        )
+
+
+def check_frames(teacher: object, nodes: Tensor, shift: int) -> None:
+    """ValueError where a teacher lacks frames that it is asked about.
+
+    Args:
+        nodes: (B, T, U+1) bool, of the student; the teacher's are ``shift`` earlier.
+    """
+    given = _frames_of(teacher)
+    if given is None or given[1] >= nodes.shape[1] - shift:
+        return
+    frame = nodes.any(2).any(0).nonzero()
+    if len(frame) and int(frame.max()) - shift >= given[1]:
+        raise ValueError(
+            f"teacher: has {given[1]} frames, but frame {int(frame.max()) - shift} is "
+            "compared; cut logit_lengths, or the path, to the frames of both"
+        )

@@ -8,7 +8,7 @@ from espnet2.asr_transducer.utils import get_transducer_task_io
 from torch import Tensor
 
 from espnet_kd.lattice import FactoredLogits
-from espnet_kd.lattice.factored import Logits
+from espnet_kd.lattice.logits import Logits
 
 
 def joint_logits(

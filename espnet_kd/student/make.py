@@ -17,7 +17,7 @@ from espnet_kd.distill.fitting import (
 from espnet_kd.distill.hidden import make_hidden_kd
 from espnet_kd.distill.rates import Rates
 from espnet_kd.distill.signals import Source, SpecialTokens
-from espnet_kd.lattice.algebra import TOPOLOGIES
+from espnet_kd.lattice.backends import TOPOLOGIES
 from espnet_kd.models.branches import frame_rate, nodes_of_model
 from espnet_kd.models.joint import LeanJointNetwork
 from espnet_kd.student.model import ASRStudent

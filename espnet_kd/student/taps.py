@@ -13,7 +13,7 @@ from torch import Tensor
 from espnet_kd.distill.lattice import LatticeReading
 from espnet_kd.distill.outputs import Frames, Lattice, Outputs, Tokens
 from espnet_kd.lattice import transducer_loss
-from espnet_kd.lattice.factored import FactoredLogits, Logits
+from espnet_kd.lattice.logits import FactoredLogits, Logits
 
 
 class Recorder:

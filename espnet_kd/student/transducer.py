@@ -7,8 +7,8 @@ from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerMo
 from torch import Tensor
 
 from espnet_kd.distill.outputs import Frames, Lattice
-from espnet_kd.lattice.algebra import TOPOLOGIES
-from espnet_kd.lattice.nodes import length_mask
+from espnet_kd.lattice.backends import TOPOLOGIES
+from espnet_kd.lattice.masks import length_mask
 from espnet_kd.models import warprnnt
 from espnet_kd.models.joint import LeanJointNetwork, factored_joint
 from espnet_kd.student.model import Student

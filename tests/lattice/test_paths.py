@@ -13,7 +13,7 @@ from espnet_kd.lattice import (
     sample_paths,
     total_score,
 )
-from espnet_kd.lattice.algebra import choose_backend
+from espnet_kd.lattice.backends import choose_backend
 from tests.lattice.alignments import (
     TOPOLOGIES,
     all_sizes,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from espnet_kd.lattice import has_k2, occupancy, total_score
-from espnet_kd.lattice.algebra import choose_backend
+from espnet_kd.lattice.backends import choose_backend
 from espnet_kd.lattice.pruning import prune_ranges
 from tests.lattice.alignments import TOPOLOGIES, in_band, random_lattices
 

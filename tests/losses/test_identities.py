@@ -9,6 +9,7 @@ from espnet_kd.losses import (
     ensemble_logits,
     error_weights,
     essence_kd,
+    full_kl,
     full_lattice_kd,
     path_kd,
     posterior_weights,
@@ -16,7 +17,7 @@ from espnet_kd.losses import (
     topk_kl,
     topk_targets,
 )
-from espnet_kd.losses.classes import full_kl, soften
+from espnet_kd.losses.log_space import soften
 
 B, T, U, V, K = 3, 6, 4, 7, 3
 LOSSES = ["collapsed", "full", "path", "renormalize", "bucket"]

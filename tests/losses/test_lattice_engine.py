@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from espnet_kd.lattice import best_path, transducer_loss
-from espnet_kd.lattice.nodes import make_grid
+from espnet_kd.lattice.nodes import make_layout
 from espnet_kd.losses import (
     FactoredLogits,
     LatticeTerm,
@@ -63,7 +63,7 @@ def test_a_gradient_that_is_no_number_stays_visible(bad, tolerance) -> None:
 
 
 def test_a_windowed_loss_does_not_hide_nan() -> None:
-    student, grid = joint(), make_grid(joint(), *LATTICE)
+    student, grid = joint(), make_layout(joint(), *LATTICE)
     nodes = torch.zeros_like(grid.nodes)
     nodes[0, 2, 1] = True
     term = LatticeTerm(OnlineTeacher([joint(seed=1)]), nodes, shift=1)
@@ -74,7 +74,7 @@ def test_a_windowed_loss_does_not_hide_nan() -> None:
 
 
 def test_nothing_asked_is_nothing_read() -> None:
-    grid = make_grid(joint(), *LATTICE)
+    grid = make_layout(joint(), *LATTICE)
     assert lattice_losses(joint(), grid, [], with_transducer=False) == (None, [])
 
 

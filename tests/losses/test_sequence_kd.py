@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from espnet_kd.losses.sequence import full_sum_kd
+from espnet_kd.losses import full_sum_kd
 
 LENGTHS = [3, 1, 4, 2]
 

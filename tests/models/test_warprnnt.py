@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_kd.lattice import algebra
+from espnet_kd.lattice import backends
 from espnet_kd.models import warprnnt
 from tests import oracles
 
@@ -76,7 +76,7 @@ def test_fastemit_is_refused():
 
 
 def test_it_takes_the_best_backend(monkeypatch: pytest.MonkeyPatch):
-    chosen = algebra.choose_backend(None, torch.device("cpu"))
+    chosen = backends.choose_backend(None, torch.device("cpu"))
     try:
         import k2  # noqa: F401
 

@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from espnet_kd.distill.batch import BatchKD
-from espnet_kd.lattice import has_k2
-from espnet_kd.losses import transducer as transducer_losses
+from espnet_kd.lattice import has_k2, reading
 from espnet_kd.models.joint import LeanJointNetwork
 from tests.tasks import by_hand
 from tests.tasks.recipe import Model, Recipe, load_stock, teachers, train_mode
@@ -321,13 +320,13 @@ class Reads:
     """Nodes of the student that are read in forward passes."""
 
     def __init__(self, monkeypatch) -> None:
-        self.nodes, read = [], transducer_losses.read_nodes
+        self.nodes, read = [], reading.read_nodes
 
         def watched(logits, nodes, *args):
             self.nodes.append(nodes.total)
             return read(logits, nodes, *args)
 
-        monkeypatch.setattr(transducer_losses, "read_nodes", watched)
+        monkeypatch.setattr(reading, "read_nodes", watched)
 
 
 @pytest.mark.parametrize("kind", TRANSDUCERS)
@@ -780,7 +779,6 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("kind", TRANSDUCERS)
 def test_no_tensor_of_all_logits(recipe: Recipe, kind: str, monkeypatch):
     """In a step of a lean student with its teacher, forward and backward."""
-    from espnet_kd.lattice import reading
 
     monkeypatch.setitem(reading.CHUNK, "cpu", 2**15)  # long audio would take long
     names = ["<blank>", "<unk>", *(f"t{n}" for n in range(397)), "<sos/eos>"]

@@ -12,14 +12,13 @@ from espnet_kd.distill.signals import (
     Batch,
     EnsembleSource,
     KnownPath,
-    Posteriors,
     Signals,
     Source,
     TeacherFacts,
     source_of,
 )
 from espnet_kd.lattice import best_path
-from espnet_kd.losses import StoredPath
+from espnet_kd.losses import OnlineSteps, StoredPath
 from espnet_kd.losses.teachers import PathTeacher
 from espnet_kd.models.lengths import use_true_lengths
 from espnet_kd.student.make import make_student
@@ -54,17 +53,8 @@ class DictionarySignals(Signals):
     def lengths(self) -> Tensor:
         return torch.tensor([len(each) for each in self.log_probs])
 
-    def frames(self) -> Posteriors:
-        return Padded(pad_sequence(self.log_probs, batch_first=True))
-
-
-class Padded(Posteriors):
-    def __init__(self, log_probs: Tensor) -> None:
-        self.values = log_probs
-
-    def log_probs(self, temperature: float) -> Tensor:
-        assert temperature == 1
-        return self.values
+    def frames(self) -> OnlineSteps:
+        return OnlineSteps(pad_sequence(self.log_probs, batch_first=True))
 
 
 def student_of(recipe: Recipe, kind: str, source: Source, *losses: dict, **conf):

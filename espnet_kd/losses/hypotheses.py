@@ -7,7 +7,7 @@ student's own loss, or the probabilities themselves (`full_sum_kd`).
 import torch
 from torch import Tensor
 
-from espnet_kd.lattice.nodes import (
+from espnet_kd.lattice.masks import (
     LOG_ZERO,
     check_lengths,
     check_same_shape,

@@ -1,157 +1,19 @@
-"""Logits of a transducer lattice, written out or as the factors of its joint network.
+"""The logits of some nodes of a lattice at a time, and the way back of their gradients.
 
-The joint network of ESPnet (and of most transducers) is
-
-    logits[b,t,u] = weight @ activation(encoder[b,t] + decoder[b,u]) + bias
-
-so that B * (T + U+1) * J numbers and one (V, J) matrix say what B * T * (U+1) * V do.
-A `RowReader` gives the logits of some nodes at a time, and takes their gradients.
+A dense lattice gives its rows as they are; a factored one computes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Union
+from typing import Union
 
 import torch
 from torch import Tensor
 
-HALF = (torch.float16, torch.bfloat16)
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-}
-
-
-class Nodes(NamedTuple):
-    """N nodes of a batch of lattices, each (N,) int64: b, t and u."""
-
-    utterance: Tensor
-    frame: Tensor
-    row: Tensor
-
-    def take(self, index: Tensor | slice) -> Nodes:
-        """Some of the nodes."""
-        return Nodes(*(x[index] for x in self))
-
-    def later(self, shift: int) -> Nodes:
-        """The same rows, ``shift`` frames later."""
-        return Nodes(self.utterance, self.frame + shift, self.row)
-
-    @property
-    def total(self) -> int:
-        """N."""
-        return len(self.utterance)
-
-
-def nodes_of(mask: Tensor) -> Nodes:
-    """The nodes where ``mask`` (B, T, U+1) is true, in the order of frames."""
-    return Nodes(*mask.nonzero(as_tuple=True))
-
-
-@dataclass(frozen=True, eq=False)
-class FactoredLogits:
-    """A lattice's logits (B, T, U+1, V) that are never written out.
-
-    Every function that takes a lattice takes one of these in place of a dense tensor,
-    with the same value and the same gradients to its tensors.
-
-    Attributes:
-        encoder: (B, T, J), projected to the joint network's width.
-        decoder: (B, U+1, J), likewise.
-        weight: (V, J) of the output layer.
-        bias: (V,), or None.
-        activation: "tanh", "relu", "identity", or any elementwise function of a tensor
-            that neither works in place nor has parameters (a module of ESPnet's, say).
-        is_half: the tensors were of half precision; see `FactoredRows`.
-
-    Raises:
-        ValueError: shapes do not fit, an unknown activation, or one with parameters.
-    """
-
-    encoder: Tensor
-    decoder: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    activation: str | Callable[[Tensor], Tensor] = "tanh"
-    is_half: bool = False
-
-    def __post_init__(self) -> None:
-        encoder, decoder, weight = self.encoder, self.decoder, self.weight
-        fits = encoder.dim() == decoder.dim() == 3 and weight.dim() == 2
-        fits = fits and encoder.shape[::2] == decoder.shape[::2]
-        fits = fits and weight.shape[1] == encoder.shape[2]
-        if self.bias is not None:
-            fits = fits and self.bias.shape == weight.shape[:1]
-        if not fits:
-            shapes = [None if x is None else tuple(x.shape) for x in self.tensors]
-            raise ValueError(
-                f"encoder, decoder, weight, bias: shapes {shapes} do not fit, expected "
-                "(B, T, J), (B, U+1, J), (V, J), (V,)"
-            )
-        if any(True for _ in getattr(self.activation, "parameters", tuple)()):
-            raise ValueError(
-                f"activation: {self.activation} has parameters, which would get no "
-                "gradient; pass dense logits"
-            )
-        if isinstance(self.activation, str) and self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation: {self.activation!r} is none of {sorted(ACTIVATIONS)}; "
-                "pass the function itself"
-            )
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        return self.encoder, self.decoder, self.weight, self.bias
-
-    @property
-    def shape(self) -> torch.Size:
-        (batch, frames, _), rows = self.encoder.shape, self.decoder.shape[1]
-        return torch.Size((batch, frames, rows, len(self.weight)))
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.device
-
-    def dim(self) -> int:
-        return 4
-
-    def float(self) -> FactoredLogits:
-        """Itself: what is read of it is never less than float32."""
-        return self
-
-    def upcast(self) -> FactoredLogits:
-        """With tensors of float32, or of float64 where one of them is."""
-        dtype = precision_of(*self.tensors)
-        tensors = (None if x is None else x.to(dtype) for x in self.tensors)
-        is_half = any(x is not None and x.dtype in HALF for x in self.tensors)
-        return FactoredLogits(*tensors, self.activation, self.is_half or is_half)
-
-    def activate(self, x: Tensor) -> Tensor:
-        act = self.activation
-        return ACTIVATIONS[act](x) if isinstance(act, str) else act(x)
-
-    def dense(self) -> Tensor:
-        """(B, T, U+1, V), for tests and small lattices."""
-        hidden = self.activate(self.encoder.unsqueeze(2) + self.decoder.unsqueeze(1))
-        return torch.nn.functional.linear(hidden, self.weight, self.bias)
-
-
-Logits = Union[Tensor, FactoredLogits]
-
-
-def tensors_of(logits: Logits) -> tuple[Tensor | None, ...]:
-    """What a lattice is made of, and what its gradients go to."""
-    return logits.tensors if isinstance(logits, FactoredLogits) else (logits,)
-
-
-def precision_of(*tensors: Tensor | None) -> torch.dtype:
-    """float64 where one of the tensors is, else float32."""
-    is_double = any(x is not None and x.dtype == torch.float64 for x in tensors)
-    return torch.float64 if is_double else torch.float32
+from espnet_kd.lattice.logits import FactoredLogits, Logits, precision_of
+from espnet_kd.lattice.nodes import Nodes
 
 
 class DenseRows:
