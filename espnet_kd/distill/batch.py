@@ -11,7 +11,8 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LATTICE_NODES, KDConf, LossConf
+from espnet_kd.config.kd_conf import KDConf
+from espnet_kd.config.losses import LATTICE_NODES, LossConf, NodeLossConf
 from espnet_kd.distill.fitting import SCORED
 from espnet_kd.distill.lattice import LatticeTeacher, lattice_term
 from espnet_kd.distill.outputs import Frames, Lattice, Outputs, Tokens, grid_of
@@ -321,7 +322,7 @@ def _sequence_kd(
     student: Tensor,
     teacher: Tensor,
     lengths: Tensor,
-    loss: LossConf,
+    loss: NodeLossConf,
     keep: tuple[int, ...] = (),
 ) -> Tensor:
     """KD over sequences of nodes: logits (B, L, V) of both sides, sums (B,)."""
@@ -394,11 +395,11 @@ def _cut(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stats_names(losses: Sequence[LossConf]) -> list[str]:
-    """`loss_kd_<nodes>`, with the classes where several losses share the nodes."""
+    """`loss_kd_<nodes>`, with their variant where several losses share the nodes."""
     nodes = [loss.nodes for loss in losses]
     names = [
         f"loss_kd_{loss.nodes}"
-        + (f"_{loss.classes}" if nodes.count(loss.nodes) > 1 else "")
+        + (f"_{loss.variant}" if nodes.count(loss.nodes) > 1 else "")
         for loss in losses
     ]
     return [

@@ -14,7 +14,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import HiddenConf
+from espnet_kd.config.hidden import HiddenConf
 from espnet_kd.distill.rates import slow_down
 from espnet_kd.distill.sharing import Rows
 from espnet_kd.lattice.nodes import length_mask, upcast

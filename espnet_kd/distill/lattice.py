@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import BandConf, LatticeConf, PathConf
 from espnet_kd.lattice.algebra import Arcs, arc_ids, make_arcs, restrict
 from espnet_kd.lattice.factored import Nodes, nodes_of
 from espnet_kd.lattice.nodes import Grid
@@ -72,7 +72,7 @@ class LatticeTeacher:
         frames, symbols = self.grid.frames, self.grid.symbols
         return prune_ranges(self.occupancies, frames, symbols, width)
 
-    def paths(self, loss: LossConf) -> tuple[Tensor, Tensor, Tensor]:
+    def paths(self, loss: PathConf) -> tuple[Tensor, Tensor, Tensor]:
         """Paths (B, P, N, 2), their nodes (B,) and weights (B, P), which sum to 1."""
         if loss.paths == "best":
             path, lengths, score = best_of(self.arcs)
@@ -85,7 +85,9 @@ class LatticeTeacher:
 
 
 def lattice_term(
-    loss: LossConf, teacher: LatticeTeacher, ranges: Tensor | None = None
+    loss: LatticeConf | BandConf | PathConf,
+    teacher: LatticeTeacher,
+    ranges: Tensor | None = None,
 ) -> LatticeTerm:
     """A loss of `kd_conf` on the nodes that it names.
 
