@@ -124,7 +124,7 @@ BAD_LOSSES = {
     r"classes: collapsed needs nodes: lattice, band or path, not": dict(
         nodes=["path", "frames"], classes="collapsed"
     ),
-    r"classes: nodes: sequence has no such field, only frames, .* and path; leave": dict(
+    r"classes: nodes: sequence has no such field, only frames, .* path; leave": dict(
         nodes="sequence", classes="topk"
     ),
     r"weight: -0.1 must be at least 0": dict(weight=-0.1),
@@ -141,8 +141,12 @@ BAD_LOSSES = {
     ),
     r"window: 0 must be at least 1": dict(window=0),
     r"window: 3 shifts up to 1 would .* at most shift . 1": dict(shift=1, window=3),
-    r"window: nodes: band has no such field, only path; .* Known: .*'width'": dict(nodes="band", window=2),
-    r"width: nodes: path has no such field, only band; .* Known: .*'window'": dict(width=3),
+    r"window: nodes: band has no such field, only path; .* Known: .*'width'": dict(
+        nodes="band", window=2
+    ),
+    r"width: nodes: path has no such field, only band; .* Known: .*'window'": dict(
+        width=3
+    ),
     r"width: 1 must be at least 2": dict(nodes="band", width=1),
     r"weighting: nodes: path has no such field, only lattice and band": dict(
         weighting="occupancy"
@@ -151,7 +155,9 @@ BAD_LOSSES = {
         nodes="lattice", weighting="path"
     ),
     r"paths: 'all' is none of .*'nbest'": dict(paths="all"),
-    r"paths: nodes: band has no such field, only path": dict(nodes="band", paths="sample"),
+    r"paths: nodes: band has no such field, only path": dict(
+        nodes="band", paths="sample"
+    ),
     r"num_paths: 2 needs paths: nbest or sample": dict(num_paths=2),
     r"num_paths: 0 must be at least 1": dict(paths="nbest", num_paths=0),
     r"distance: nodes: path has no such field, only sequence": dict(distance="l1"),
