@@ -28,26 +28,21 @@ class HiddenConf(Section):
     is not part of the saved student.
     """
 
-    student: str = option(MODULE, "Name of the student's layer.", experimental=True)
-    teacher: str = option(MODULE, "Name of the teacher's layer.", experimental=True)
+    is_experimental = True
+
+    student: str = option(MODULE, "Name of the student's layer.")
+    teacher: str = option(MODULE, "Name of the teacher's layer.")
     loss: str = option(
         Choice(("mse", "cosine")),
         """`mse` (mean over frames and dimensions) or `cosine` (mean over frames of
         1 - cosine).""",
         "mse",
-        experimental=True,
     )
     weight: Scheduled = option(
-        NumberOrSchedule(minimum=0),
-        "Factor in the training loss.",
-        1.0,
-        experimental=True,
+        NumberOrSchedule(minimum=0), "Factor in the training loss.", 1.0
     )
     teacher_index: int = option(
-        Integer(0),
-        "Which teacher, from 0, in the order of `teacher_config`.",
-        0,
-        experimental=True,
+        Integer(0), "Which teacher, from 0, in the order of `teacher_config`.", 0
     )
 
     def at(self, updates: int) -> HiddenConf:

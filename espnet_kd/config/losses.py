@@ -19,8 +19,6 @@ from espnet_kd.config.options import (
 )
 from espnet_kd.config.schedules import NumberOrSchedule, Scheduled, section_at
 
-CLASSES = """Resolution at which posteriors are compared: the `full` vocabulary or
-    `topk` (the `k` best of the teacher; blank is always kept, but on tokens)"""
 WEIGHTING = option(
     Choice(("none", "occupancy")),
     """Weights of the nodes: `none` (all count alike) or `occupancy` (by the teacher's
@@ -38,13 +36,11 @@ class LossConf(Section):
         nodes: the name of the kind of nodes in `kd_conf`.
         compared: what is compared, for readers.
         needs: what student and teachers need for it, for readers.
-        is_experimental: whether no preset, recipe or row of results uses these nodes.
     """
 
     nodes: ClassVar[str]
     compared: ClassVar[str]
     needs: ClassVar[str]
-    is_experimental: ClassVar[bool] = False
 
     weight: Scheduled = option(
         NumberOrSchedule(minimum=0), "Factor of this loss in the training loss.", 1.0
@@ -75,7 +71,13 @@ class LossConf(Section):
 class NodeLossConf(LossConf):
     """A loss that compares the posteriors of student and teachers node by node."""
 
-    classes: str = option(Choice(("full", "topk")), f"{CLASSES}.", "full")
+    classes: str = option(
+        Choice(("full", "topk")),
+        """Resolution at which posteriors are compared: `full` (the whole vocabulary) or
+        `topk` (the `k` best classes of the teacher; of frames blank is one of them).
+        """,
+        "full",
+    )
     k: int = option(Integer(1), "Classes that `topk` keeps.", 8)
     tail: str = option(
         Choice(("bucket", "renormalize")),
@@ -126,7 +128,9 @@ class TransducerLossConf(NodeLossConf):
 
     classes: str = option(
         Choice(("full", "topk", "collapsed")),
-        f"{CLASSES}, or `collapsed` ({{label, blank, rest}}).",
+        """Resolution at which posteriors are compared: `full` (the whole vocabulary),
+        `topk` (the `k` best classes of the teacher; blank is one of them) or
+        `collapsed` ({label, blank, rest}).""",
         "full",
     )
     shift: int = option(
@@ -159,7 +163,7 @@ class BandConf(TransducerLossConf):
     is_experimental = True
 
     weighting: str = WEIGHTING
-    width: int = option(Integer(2), "Rows of the band at each frame.", 5, True)
+    width: int = option(Integer(2), "Rows of the band at each frame.", 5)
 
 
 @dataclass(frozen=True)

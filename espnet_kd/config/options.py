@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from espnet_kd.config.checks import integer, number, one_of
 
@@ -127,7 +127,14 @@ def option_of(item: Field) -> Option:
 
 @dataclass(frozen=True)
 class Section:
-    """Base of the parts of `kd_conf`: fields are checked, and kept as parsed."""
+    """Base of the parts of `kd_conf`: fields are checked, and kept as parsed.
+
+    Attributes:
+        is_experimental: whether no preset, recipe or row of results uses the section;
+            its fields are then not marked one by one.
+    """
+
+    is_experimental: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for item in fields(self):

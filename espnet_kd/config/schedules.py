@@ -21,24 +21,17 @@ class Schedule(Section):
     all see the same number.
     """
 
+    is_experimental = True
+
     schedule: str = option(
         Choice(SHAPES),
         "`linear`, or `cosine` (half a period: slow, fast, slow); `constant` takes "
         "`start` and nothing else.",
-        experimental=True,
     )
-    start: float = option(
-        Number(), "Value until `begin` updates are done.", experimental=True
-    )
-    end: float = option(
-        Number(), "Value once `begin + steps` updates are done.", experimental=True
-    )
-    steps: int = option(
-        Integer(1), "Updates from `start` to `end`; 1 is a jump.", experimental=True
-    )
-    begin: int = option(
-        Integer(0), "Updates before anything changes.", 0, experimental=True
-    )
+    start: float = option(Number(), "Value until `begin` updates are done.")
+    end: float = option(Number(), "Value once `begin + steps` updates are done.")
+    steps: int = option(Integer(1), "Updates from `start` to `end`; 1 is a jump.")
+    begin: int = option(Integer(0), "Updates before anything changes.", 0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

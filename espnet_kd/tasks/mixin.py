@@ -16,6 +16,7 @@ from espnet_kd.compress.init_from_teacher.initialisation import init_from_teache
 from espnet_kd.compress.pruning import make_pruner
 from espnet_kd.config.init import InitConf
 from espnet_kd.config.kd_conf import KDConf, parse_kd_conf
+from espnet_kd.config.reference import help_text
 from espnet_kd.models import warprnnt
 from espnet_kd.models.config import read_config, reads_audio, sampling_rate_of
 from espnet_kd.models.lengths import use_true_lengths
@@ -65,8 +66,10 @@ class KDTaskMixin:
             "--kd_conf",
             action=NestedDictAction,
             default=dict(),
-            help="KD losses, see espnet_kd/config/kd_conf.py; empty: stock training",
+            help="What is compared between student and teachers, and how strongly: "
+            "fields below; empty: stock training",
         )
+        parser.epilog = help_text()
 
     @classmethod
     def optional_data_names(
