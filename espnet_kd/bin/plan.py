@@ -18,7 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from espnet_kd.config.kd_conf import LATTICE_NODES, parse_kd_conf
+from espnet_kd.config.kd_conf import parse_kd_conf
+from espnet_kd.config.losses import LATTICE_NODES, LatticeConf, LossConf, losses_of
 from espnet_kd.config.presets import read_preset
 from espnet_kd.planning import files, training
 from espnet_kd.planning.machines import MACHINES
@@ -242,13 +243,16 @@ def _teaching(preset: dict, teachers: list[Model]) -> Teaching | None:
     conf = parse_kd_conf(preset.get("kd_conf") or {})
     if not conf.losses and not conf.hidden:
         return None
-    reads = 0
-    for loss in conf.losses:
-        nodes = {loss.nodes} if isinstance(loss.nodes, str) else set(loss.nodes)
-        if nodes & {*LATTICE_NODES, "sequence"}:
-            # Losses over all classes read the teacher's lattice backward too.
-            reads += 2 if "lattice" in nodes and loss.classes == "full" else 1
+    reads = sum(max(map(_reads, losses_of(entry))) for entry in conf.losses)
     return Teaching(tuple(teachers), reads, lean=conf.lean_joint is not False)
+
+
+def _reads(loss: LossConf) -> int:
+    """How often a loss reads the teacher's lattice."""
+    if loss.nodes not in (*LATTICE_NODES, "sequence"):
+        return 0
+    # Losses over all classes read it backward too.
+    return 2 if isinstance(loss, LatticeConf) and loss.classes == "full" else 1
 
 
 def _record(recipe: Recipe, stages: list, targets: list) -> dict:

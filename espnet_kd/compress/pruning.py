@@ -22,7 +22,7 @@ from espnet_kd.compress.sparsity import (
     parse_pattern,
     prunable_weights,
 )
-from espnet_kd.config.kd_conf import PruningConf
+from espnet_kd.config.pruning import PruningConf
 from espnet_kd.models.versions import named_as, other_names
 
 

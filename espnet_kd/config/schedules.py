@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, fields
 from typing import Any, Mapping, Union
 
-from espnet_kd.config.checks import integer, number, one_of
+from espnet_kd.config.checks import number
+from espnet_kd.config.options import Choice, Integer, Number, Section, option
 
 SHAPES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Section):
     """A number that goes from `start` to `end` with the updates of the student.
 
     An update is a step of the optimiser; batches that are accumulated for one update
     all see the same number.
-
-    Attributes:
-        schedule: `linear`, or `cosine` (half a period: slow, fast, slow).
-        start: value until `begin` updates are done.
-        end: value once `begin + steps` updates are done.
-        steps: updates from `start` to `end`; 1 is a jump.
-        begin: updates before anything changes.
     """
 
-    schedule: str
-    start: float
-    end: float
-    steps: int
-    begin: int = 0
+    is_experimental = True
+
+    schedule: str = option(
+        Choice(SHAPES),
+        "`linear`, or `cosine` (half a period: slow, fast, slow); `constant` takes "
+        "`start` and nothing else.",
+    )
+    start: float = option(Number(), "Value until `begin` updates are done.")
+    end: float = option(Number(), "Value once `begin + steps` updates are done.")
+    steps: int = option(Integer(1), "Updates from `start` to `end`; 1 is a jump.")
+    begin: int = option(Integer(0), "Updates before anything changes.", 0)
 
     def __post_init__(self) -> None:
-        one_of("schedule", self.schedule, SHAPES)
+        super().__post_init__()
         if self.schedule == "constant":
             raise ValueError("schedule: constant takes `start` and nothing else")
-        number("start", self.start)
-        number("end", self.end)
-        integer("steps", self.steps, minimum=1)
-        integer("begin", self.begin, minimum=0)
 
     def at(self, updates: int) -> float:
         """The value after `updates` updates."""
@@ -52,9 +49,33 @@ class Schedule:
 Scheduled = Union[float, Schedule]
 
 
+@dataclass(frozen=True)
+class NumberOrSchedule:
+    """A number, or a mapping that describes a `Schedule`."""
+
+    minimum: float | None = None
+    above: float | None = None
+
+    def parse(self, name: str, value: Any) -> Scheduled:
+        return parse_scheduled(name, value, self.minimum, self.above)
+
+    def __str__(self) -> str:
+        return f"{Number(self.minimum, self.above)}, or a schedule"
+
+
 def at(value: Scheduled, updates: int) -> float:
     """The number that `value` is after `updates` updates."""
     return value.at(updates) if isinstance(value, Schedule) else value
+
+
+def section_at(conf: Any, updates: int) -> Any:
+    """A section with numbers in place of its schedules, after `updates` updates."""
+    now = {
+        item.name: value.at(updates)
+        for item in fields(conf)
+        if isinstance(value := getattr(conf, item.name), Schedule)
+    }
+    return dataclasses.replace(conf, **now) if now else conf
 
 
 def parse_scheduled(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import BandConf
 from espnet_kd.distill.kinds import term_of
 from espnet_kd.distill.lattice import term_at
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
@@ -13,7 +13,7 @@ from espnet_kd.losses import LatticeTerm
 
 @term_of("band")
 def band_term(
-    loss: LossConf, teacher: LatticeTeacher, ranges: Tensor | None
+    loss: BandConf, teacher: LatticeTeacher, ranges: Tensor | None
 ) -> LatticeTerm:
     """A loss on the student's own band, or on the teacher's where it has none.
 

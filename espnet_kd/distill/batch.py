@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import KDConf, LossConf
+from espnet_kd.config.kd_conf import KDConf
+from espnet_kd.config.losses import LossConf
 
 # Imported to register their kinds of nodes.
 from espnet_kd.distill import band, frames, path, sequence, tokens  # noqa: F401
@@ -121,11 +122,11 @@ def _sums(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
 
 
 def stats_names(losses: Sequence[LossConf]) -> list[str]:
-    """`loss_kd_<nodes>`, with the classes where several losses share the nodes."""
+    """`loss_kd_<nodes>`, with their variant where several losses share the nodes."""
     nodes = [loss.nodes for loss in losses]
     names = [
         f"loss_kd_{loss.nodes}"
-        + (f"_{loss.classes}" if nodes.count(loss.nodes) > 1 else "")
+        + (f"_{loss.variant}" if nodes.count(loss.nodes) > 1 else "")
         for loss in losses
     ]
     return [

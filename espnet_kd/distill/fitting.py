@@ -10,16 +10,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence, Set
 
 from espnet_kd.config.kd_conf import KDConf
+from espnet_kd.config.losses import losses_of
 
 # Nodes by which log P of a label sequence is known; the first that all models have.
 SCORED = ("lattice", "frames", "tokens")
 
 
 def with_known_nodes(conf: KDConf, have: Mapping[str, Set[str]]) -> KDConf:
-    """One loss for each kind of nodes.
+    """The losses at nodes that all models have, none of them in a list of nodes.
 
     Args:
-        conf: `nodes` may be lists.
+        conf: `losses` may hold `Alternatives`.
         have: nodes of each model, by its name in messages.
 
     Raises:
@@ -29,23 +30,22 @@ def with_known_nodes(conf: KDConf, have: Mapping[str, Set[str]]) -> KDConf:
     if not common.intersection(SCORED):
         common.discard("sequence")
     losses = []
-    for index, loss in enumerate(conf.losses):
-        wanted = [loss.nodes] if isinstance(loss.nodes, str) else loss.nodes
-        known = [nodes for nodes in wanted if nodes in common]
-        if not known or (isinstance(loss.nodes, str) and len(known) != 1):
+    for index, entry in enumerate(conf.losses):
+        known = [loss for loss in losses_of(entry) if loss.nodes in common]
+        if not known:
             lists = "; ".join(f"{who}: {sorted(what)}" for who, what in have.items())
             raise ValueError(
-                f"kd_conf.losses[{index}].nodes: {loss.nodes!r} is not in every model "
+                f"kd_conf.losses[{index}].nodes: {entry.nodes!r} is not in every model "
                 f"({lists}). `frames` needs a CTC branch, `tokens` an attention "
                 "decoder, `lattice`, `band` and `path` a transducer, `sequence` one of "
                 "these that all models have"
             )
-        losses += [dataclasses.replace(loss, nodes=nodes) for nodes in known]
+        losses += known
     return dataclasses.replace(conf, losses=tuple(losses))
 
 
 def compares_frames(conf: KDConf) -> bool:
-    """Whether encoder frames are compared; `nodes` are single names."""
+    """Whether encoder frames are compared, by losses that `with_known_nodes` gave."""
     return bool(conf.hidden) or any(loss.nodes != "tokens" for loss in conf.losses)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import FramesConf
 from espnet_kd.distill.kinds import loss_of
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import known
@@ -12,7 +12,7 @@ from espnet_kd.distill.steps import kd_of_steps
 
 
 @loss_of("frames")
-def frames_kd(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
+def frames_kd(loss: FramesConf, sides: Sides) -> tuple[Tensor, Tensor]:
     """Sums (B,) over the frames that both sides have, and their number."""
     frames = sides.student.frames
     student, lengths = sides.slow_student(frames.logits, frames.lengths)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import HiddenConf
+from espnet_kd.config.hidden import HiddenConf
 from espnet_kd.distill.rates import Rates
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import Signals, Source, known

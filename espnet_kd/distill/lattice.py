@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import BandConf, LatticeConf, TransducerLossConf
 from espnet_kd.distill.kinds import TERMS, term_of
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
 from espnet_kd.distill.outputs import Lattice
@@ -33,14 +33,17 @@ from espnet_kd.losses.teachers import Teacher
 
 @term_of("lattice")
 def lattice_term(
-    loss: LossConf, teacher: LatticeTeacher, ranges: Tensor | None
+    loss: LatticeConf, teacher: LatticeTeacher, ranges: Tensor | None
 ) -> LatticeTerm:
     """A loss on every node that both sides have."""
     return term_at(loss, teacher, teacher.layout.nodes, teacher.layout.nodes)
 
 
 def term_at(
-    loss: LossConf, teacher: LatticeTeacher, own: Tensor, of_teacher: Tensor
+    loss: LatticeConf | BandConf,
+    teacher: LatticeTeacher,
+    own: Tensor,
+    of_teacher: Tensor,
 ) -> LatticeTerm:
     """A loss at the student's nodes whose counterparts are among the teacher's.
 
@@ -58,7 +61,7 @@ def term_at(
 
 
 def make_term(
-    loss: LossConf, teacher: Teacher, nodes: Tensor, weights: Tensor | None
+    loss: TransducerLossConf, teacher: Teacher, nodes: Tensor, weights: Tensor | None
 ) -> LatticeTerm:
     """A loss of `kd_conf` on nodes (B, T, U+1), each with a weight or none."""
     return LatticeTerm(
@@ -85,7 +88,7 @@ class LatticeReading:
 
     def __init__(
         self,
-        losses: Sequence[LossConf] = (),
+        losses: Sequence[TransducerLossConf] = (),
         signals: Signals | None = None,
         rates: Rates | None = None,
         blank: int = 0,
@@ -96,7 +99,7 @@ class LatticeReading:
         self.rates = rates or Rates()
         self.options = dict(blank=blank, tolerance=tolerance)
         self.transducer: Tensor | None = None  # (B,), once it was read
-        self.results: dict[LossConf, tuple[Tensor, Tensor]] | None = None
+        self.results: dict[TransducerLossConf, tuple[Tensor, Tensor]] | None = None
         self.common: CommonLattice | None = None
 
     def transducer_losses(self, lattice: Lattice) -> Tensor:
@@ -104,7 +107,7 @@ class LatticeReading:
         self._read(lattice, with_transducer=True)
         return self.transducer
 
-    def sums(self, loss: LossConf, lattice: Lattice) -> tuple[Tensor, Tensor]:
+    def sums(self, loss: TransducerLossConf, lattice: Lattice) -> tuple[Tensor, Tensor]:
         """Sums (B,) over the nodes of a loss, and their number."""
         if self.results is None:
             self._read(lattice, with_transducer=False)
@@ -139,7 +142,7 @@ class LatticeReading:
         """All losses in one pass, or in two where KD reads at another frame rate."""
         with torch.autocast(lattice.labels.device.type, enabled=False):
             terms = {loss: self._term(loss, lattice) for loss in self.losses}
-            together = {x: term for x, term in terms.items() if not _has_window(x)}
+            together = {x: term for x, term in terms.items() if x.window == 1}
             apart = bool(together) and self.rates.student > 1
             options = dict(self.options, topology=lattice.topology)
             sums: list[Tensor] = []
@@ -164,15 +167,17 @@ class LatticeReading:
                 for (loss, term), each in zip(together.items(), sums)
             }
             for loss, term in terms.items():
-                if _has_window(loss):
+                if loss.window > 1:
                     self.results[loss] = self._windowed(loss, term)
 
-    def _term(self, loss: LossConf, lattice: Lattice) -> LatticeTerm:
+    def _term(self, loss: TransducerLossConf, lattice: Lattice) -> LatticeTerm:
         teacher = self._common(lattice).known_teacher(loss.nodes)
         ranges = lattice.ranges if self.rates.student == 1 else None
         return TERMS[loss.nodes](loss, teacher, ranges)
 
-    def _windowed(self, loss: LossConf, term: LatticeTerm) -> tuple[Tensor, Tensor]:
+    def _windowed(
+        self, loss: TransducerLossConf, term: LatticeTerm
+    ) -> tuple[Tensor, Tensor]:
         common = self.common
         return windowed_losses(
             common.logits, common.layout, term, loss.window, **self.options
@@ -230,7 +235,3 @@ def layout_of(lattice: Lattice, blank: int) -> Layout:
     lengths = (lattice.frames, lattice.label_lengths)
     layout = make_layout(lattice.logits, lattice.labels, *lengths, blank)
     return layout.within(lattice.ranges)
-
-
-def _has_window(loss: LossConf) -> bool:
-    return getattr(loss, "window", 1) > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import PathConf
 from espnet_kd.distill.kinds import term_of
 from espnet_kd.distill.lattice import make_term
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
@@ -16,7 +16,7 @@ from espnet_kd.losses.nodes import path_nodes
 
 @term_of("path")
 def path_term(
-    loss: LossConf, teacher: LatticeTeacher, ranges: Tensor | None
+    loss: PathConf, teacher: LatticeTeacher, ranges: Tensor | None
 ) -> LatticeTerm:
     """A loss on the nodes of one or several paths.
 
@@ -31,7 +31,7 @@ def path_term(
     return make_term(loss, teacher, nodes, weights)
 
 
-def _paths(loss: LossConf, teacher: LatticeTeacher) -> tuple[Tensor, Tensor, Tensor]:
+def _paths(loss: PathConf, teacher: LatticeTeacher) -> tuple[Tensor, Tensor, Tensor]:
     """Paths (B, P, N, 2), their nodes (B,) and weights (B, P), which sum to 1."""
     if loss.paths == "best":
         path, lengths, score = teacher.lattices.best_path()

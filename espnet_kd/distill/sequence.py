@@ -9,7 +9,7 @@ import logging
 import torch
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import SequenceConf
 from espnet_kd.distill.fitting import SCORED
 from espnet_kd.distill.kinds import loss_of
 from espnet_kd.distill.outputs import Frames, Tokens
@@ -19,7 +19,7 @@ from espnet_kd.losses import full_sum_kd
 
 
 @loss_of("sequence")
-def sequence_kd(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
+def sequence_kd(loss: SequenceConf, sides: Sides) -> tuple[Tensor, Tensor]:
     """Sums (M,), one for each list of hypotheses, and the number of nodes.
 
     The losses are not weighted by utterance again.

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import NodeLossConf
 from espnet_kd.losses import class_set, steps_kd
 from espnet_kd.losses.steps import StepTeacher
 
 
 def kd_of_steps(
-    loss: LossConf,
+    loss: NodeLossConf,
     student: Tensor,
     teacher: StepTeacher,
     lengths: Tensor,

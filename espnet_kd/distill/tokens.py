@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from espnet_kd.config.kd_conf import LossConf
+from espnet_kd.config.losses import TokensConf
 from espnet_kd.distill.kinds import loss_of
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import known
@@ -12,7 +12,7 @@ from espnet_kd.distill.steps import kd_of_steps
 
 
 @loss_of("tokens")
-def tokens_kd(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
+def tokens_kd(loss: TokensConf, sides: Sides) -> tuple[Tensor, Tensor]:
     """Sums (B,) over the student's targets, <eos> included, and their number."""
     tokens = sides.student.tokens
     lengths = (tokens.targets != sides.symbols.padding).sum(1)

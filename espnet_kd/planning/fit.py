@@ -193,7 +193,7 @@ def _check_indices(conf: KDConf, teachers: int) -> None:
 
 def _alone(c: Chain, conf: KDConf) -> Iterator[str]:
     """Full-sum KD compares the entries of one batch on one GPU."""
-    if not any("sequence" in loss.nodes for loss in conf.losses):
+    if not any(loss.nodes == "sequence" for loss in conf.possible_losses):
         return
     for option in ("ngpu", "num_splits_asr"):
         if int(getattr(c, option) or 1) > 1:

@@ -13,7 +13,9 @@ from espnet2.utils.nested_dict_action import NestedDictAction
 
 from espnet_kd.compress.init_from_teacher.initialisation import init_from_teacher
 from espnet_kd.compress.pruning import make_pruner
-from espnet_kd.config.kd_conf import InitConf, KDConf, parse_kd_conf
+from espnet_kd.config.init import InitConf
+from espnet_kd.config.kd_conf import KDConf, parse_kd_conf
+from espnet_kd.config.reference import help_text
 from espnet_kd.distill import signals
 from espnet_kd.models import warprnnt
 from espnet_kd.models.config import sampling_rate_of
@@ -46,8 +48,10 @@ class KDTaskMixin:
             "--kd_conf",
             action=NestedDictAction,
             default=dict(),
-            help="KD losses, see espnet_kd/config/kd_conf.py; empty: stock training",
+            help="What is compared between student and teachers, and how strongly: "
+            "fields below; empty: stock training",
         )
+        parser.epilog = help_text()
 
     @classmethod
     def optional_data_names(
@@ -155,7 +159,7 @@ def _check_parallel(args: argparse.Namespace, conf: KDConf) -> None:
             "which can neither hold a teacher nor prune; add "
             "--multiprocessing_distributed true"
         )
-    compares_hypotheses = any("sequence" in loss.nodes for loss in conf.losses)
+    compares_hypotheses = any(loss.nodes == "sequence" for loss in conf.possible_losses)
     if compares_hypotheses and getattr(args, "multiple_iterator", False):
         raise ValueError(
             "kd_conf.losses: nodes: sequence compares the hypotheses of an utterance, "

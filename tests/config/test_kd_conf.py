@@ -2,7 +2,16 @@
 
 import pytest
 
-from espnet_kd.config.kd_conf import HiddenConf, KDConf, LossConf, parse_kd_conf
+from espnet_kd.config.hidden import HiddenConf
+from espnet_kd.config.kd_conf import KDConf, parse_kd_conf
+from espnet_kd.config.losses import (
+    Alternatives,
+    BandConf,
+    FramesConf,
+    LatticeConf,
+    PathConf,
+    SequenceConf,
+)
 from espnet_kd.config.schedules import Schedule
 
 
@@ -46,14 +55,21 @@ def test_values_are_taken_over():
     )
     assert conf == KDConf(
         losses=(
-            LossConf(("frames", "path"), "topk", k=4, tail="renormalize"),
-            LossConf("lattice", "collapsed", weight=0.05, temperature=2),
-            LossConf("path", shift=3, window=4, reduction="node"),
-            LossConf("band", "topk", width=3, weighting="occupancy"),
-            LossConf(("lattice", "band"), weighting="occupancy"),
-            LossConf("path", "collapsed", paths="nbest", num_paths=3),
-            LossConf("sequence", distance="l2"),
-            LossConf("sequence", temperature=3),
+            Alternatives(
+                (
+                    FramesConf(classes="topk", k=4, tail="renormalize"),
+                    PathConf(classes="topk", k=4, tail="renormalize"),
+                )
+            ),
+            LatticeConf(classes="collapsed", weight=0.05, temperature=2),
+            PathConf(shift=3, window=4, reduction="node"),
+            BandConf(classes="topk", width=3, weighting="occupancy"),
+            Alternatives(
+                (LatticeConf(weighting="occupancy"), BandConf(weighting="occupancy"))
+            ),
+            PathConf(classes="collapsed", paths="nbest", num_paths=3),
+            SequenceConf(distance="l2"),
+            SequenceConf(temperature=3),
         ),
         hidden=(
             HiddenConf("encoder.encoders.1", "encoder.encoders.3"),
@@ -108,7 +124,7 @@ BAD_LOSSES = {
     r"classes: collapsed needs nodes: lattice, band or path, not": dict(
         nodes=["path", "frames"], classes="collapsed"
     ),
-    r"classes: nodes: sequence .* no 'topk'; leave": dict(
+    r"classes: nodes: sequence has no such field, only frames, .* path; leave": dict(
         nodes="sequence", classes="topk"
     ),
     r"weight: -0.1 must be at least 0": dict(weight=-0.1),
@@ -120,23 +136,38 @@ BAD_LOSSES = {
     r"k: 2.5 is not a whole number": dict(k=2.5),
     r"tail: 'rest' is none of .*'bucket'": dict(tail="rest"),
     r"shift: -1 must be at least 0": dict(shift=-1),
-    r"shift: 1 is only for nodes: lattice, band or path, not 'frames'; leave": dict(
+    r"shift: nodes: frames has no such field, only lattice, band and path; leave": dict(
         nodes="frames", shift=1
     ),
     r"window: 0 must be at least 1": dict(window=0),
     r"window: 3 shifts up to 1 would .* at most shift . 1": dict(shift=1, window=3),
-    r"window: 2 is only for nodes: path": dict(nodes="band", window=2),
-    r"width: 3 is only for nodes: band": dict(width=3),
+    r"window: nodes: band has no such field, only path; .* Known: .*'width'": dict(
+        nodes="band", window=2
+    ),
+    r"width: nodes: path has no such field, only band; .* Known: .*'window'": dict(
+        width=3
+    ),
     r"width: 1 must be at least 2": dict(nodes="band", width=1),
-    r"weighting: 'occupancy' is only for nodes: lattice or band": dict(
+    r"weighting: nodes: path has no such field, only lattice and band": dict(
         weighting="occupancy"
     ),
-    r"weighting: 'path' is none of .*'occupancy'": dict(weighting="path"),
+    r"weighting: 'path' is none of .*'occupancy'": dict(
+        nodes="lattice", weighting="path"
+    ),
     r"paths: 'all' is none of .*'nbest'": dict(paths="all"),
-    r"paths: 'sample' is only for nodes: path": dict(nodes="band", paths="sample"),
+    r"paths: nodes: band has no such field, only path": dict(
+        nodes="band", paths="sample"
+    ),
     r"num_paths: 2 needs paths: nbest or sample": dict(num_paths=2),
     r"num_paths: 0 must be at least 1": dict(paths="nbest", num_paths=0),
-    r"distance: 'l1' is only for nodes: sequence": dict(distance="l1"),
+    r"distance: nodes: path has no such field, only sequence": dict(distance="l1"),
+    r"divergence: nodes: sequence has no such field, only frames, ": dict(
+        nodes="sequence", divergence="jsd"
+    ),
+    r"divergence: 'js' is none of .*'reverse_kl', 'jsd'": dict(divergence="js"),
+    r"k: nodes: sequence has no such field, only frames, .* leave k out.*'distance'": (
+        dict(nodes=["path", "sequence"], k=4)
+    ),
     r"distance: 'js' is none of .*'l2'": dict(nodes="sequence", distance="js"),
     r"temperature: distance: l1 has none; leave it out": dict(
         nodes="sequence", distance="l1", temperature=2

@@ -20,7 +20,7 @@ from espnet_kd.compress.init_from_teacher.parts import (
     match_parts,
     matched_names,
 )
-from espnet_kd.config.kd_conf import LISTED, InitConf
+from espnet_kd.config.init import LISTED, InitConf
 
 
 def init_from_teacher(

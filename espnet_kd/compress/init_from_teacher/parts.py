@@ -9,7 +9,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from torch import Tensor, nn
 
-from espnet_kd.config.kd_conf import Layers
+from espnet_kd.config.init import Layers
 from espnet_kd.models.versions import legacy
 
 MultiSequential = legacy("nets.pytorch_backend.transformer.repeat").MultiSequential

@@ -1,0 +1,347 @@
+"""`kd_conf.losses`: one class for each kind of nodes, with the fields it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, Union
+
+from espnet_kd.config.checks import one_of
+from espnet_kd.config.options import (
+    Choice,
+    Integer,
+    Section,
+    build,
+    check_mapping,
+    listed,
+    option,
+    option_of,
+)
+from espnet_kd.config.schedules import NumberOrSchedule, Scheduled, section_at
+
+WEIGHTING = option(
+    Choice(("none", "occupancy")),
+    """Weights of the nodes: `none` (all count alike) or `occupancy` (by the teacher's
+    posterior of passing the node, so that nodes that no likely alignment visits count
+    less).""",
+    "none",
+)
+
+
+@dataclass(frozen=True)
+class LossConf(Section):
+    """One loss of `kd_conf`, at one kind of nodes; a subclass for each kind.
+
+    Attributes:
+        nodes: the name of the kind of nodes in `kd_conf`.
+        compared: what is compared, for readers.
+        needs: what student and teachers need for it, for readers.
+    """
+
+    nodes: ClassVar[str]
+    compared: ClassVar[str]
+    needs: ClassVar[str]
+
+    weight: Scheduled = option(
+        NumberOrSchedule(minimum=0), "Factor of this loss in the training loss.", 1.0
+    )
+    temperature: Scheduled = option(
+        NumberOrSchedule(above=0),
+        "Divides the logits of both sides; the loss is multiplied by its square.",
+        1.0,
+    )
+    reduction: str = option(
+        Choice(("batch", "node")),
+        "`batch` (sum over nodes / utterances) or `node` (mean over nodes).",
+        "batch",
+        experimental=("node",),
+    )
+
+    @property
+    def variant(self) -> str:
+        """What tells losses at the same nodes apart in the statistics."""
+        raise NotImplementedError
+
+    def at(self, updates: int) -> LossConf:
+        """The same with the weight and temperature after `updates` updates."""
+        return section_at(self, updates)
+
+
+@dataclass(frozen=True)
+class NodeLossConf(LossConf):
+    """A loss that compares the posteriors of student and teachers node by node."""
+
+    classes: str = option(
+        Choice(("full", "topk")),
+        """Resolution at which posteriors are compared: `full` (the whole vocabulary) or
+        `topk` (the `k` best classes of the teacher; of frames blank is one of them).
+        """,
+        "full",
+    )
+    k: int = option(Integer(1), "Classes that `topk` keeps.", 8)
+    tail: str = option(
+        Choice(("bucket", "renormalize")),
+        """What `topk` does with the other classes: `bucket` (one class for all of them)
+        or `renormalize` (the kept ones are made to sum to one).""",
+        "bucket",
+    )
+    divergence: str = option(
+        Choice(("kl", "reverse_kl", "jsd")),
+        """How far apart the posteriors p of the student and q of the teacher are: `kl`
+        (KL(q, p), mean-seeking), `reverse_kl` (KL(p, q), mode-seeking) or `jsd`
+        (Jensen-Shannon: the mean of KL(q, m) and KL(p, m) with m = (p + q) / 2).""",
+        "kl",
+        experimental=True,
+    )
+
+    @property
+    def variant(self) -> str:
+        if self.divergence == "kl":
+            return self.classes
+        return f"{self.classes}_{self.divergence}"
+
+
+@dataclass(frozen=True)
+class FramesConf(NodeLossConf):
+    """CTC posteriors, frame by frame."""
+
+    nodes = "frames"
+    compared = "CTC posteriors of each encoder frame"
+    needs = "CTC branches"
+
+
+@dataclass(frozen=True)
+class TokensConf(NodeLossConf):
+    """Posteriors of attention decoders, token by token."""
+
+    nodes = "tokens"
+    compared = "posteriors of the attention decoder after each reference token"
+    needs = "attention decoders"
+
+
+@dataclass(frozen=True)
+class TransducerLossConf(NodeLossConf):
+    """A loss on nodes of the transducer lattice of the labels."""
+
+    needs = "transducers"
+    window: ClassVar[int] = 1  # only a path compares each node at several shifts
+
+    classes: str = option(
+        Choice(("full", "topk", "collapsed")),
+        """Resolution at which posteriors are compared: `full` (the whole vocabulary),
+        `topk` (the `k` best classes of the teacher; blank is one of them) or
+        `collapsed` ({label, blank, rest}).""",
+        "full",
+    )
+    shift: int = option(
+        Integer(0),
+        """Encoder frames by which the student is later than the teacher (streaming
+        students).""",
+        0,
+    )
+
+
+@dataclass(frozen=True)
+class LatticeConf(TransducerLossConf):
+    """All nodes of the transducer lattice."""
+
+    nodes = "lattice"
+    compared = "all T x (U+1) nodes of the transducer lattice of the labels"
+
+    weighting: str = WEIGHTING
+
+
+@dataclass(frozen=True)
+class BandConf(TransducerLossConf):
+    """The part of the transducer lattice that the teacher uses most."""
+
+    nodes = "band"
+    compared = (
+        "the `width` rows of each frame that the teacher's alignments use most; those "
+        "of the student's own pruning with `use_k2_pruned_loss`"
+    )
+    is_experimental = True
+
+    weighting: str = WEIGHTING
+    width: int = option(Integer(2), "Rows of the band at each frame.", 5)
+
+
+@dataclass(frozen=True)
+class PathConf(TransducerLossConf):
+    """Alignments by the teacher."""
+
+    nodes = "path"
+    compared = (
+        "the nodes of the teacher's best alignment of the labels, or of several "
+        "alignments (`paths`)"
+    )
+
+    window: int = option(
+        Integer(1),
+        """Shifts that are tried at each node, from shift - window + 1 to shift; the
+        smallest loss counts. 1 is `shift` alone.""",
+        1,
+        experimental=True,
+    )
+    paths: str = option(
+        Choice(("best", "nbest", "sample")),
+        """Alignments by the teacher that are compared: `best`, the `num_paths` best
+        (`nbest`), or `num_paths` drawn from its posterior (`sample`).""",
+        "best",
+        experimental=True,
+    )
+    num_paths: int = option(
+        Integer(1),
+        "Alignments of each utterance, for `nbest` and `sample`.",
+        1,
+        experimental=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window > self.shift + 1:
+            raise ValueError(
+                f"window: {self.window} shifts up to {self.shift} would let the "
+                f"student be earlier than the teacher; set window to at most shift + 1"
+            )
+        if self.num_paths > 1 and self.paths == "best":
+            raise ValueError(
+                f"num_paths: {self.num_paths} needs paths: nbest or sample; there is "
+                "one best path"
+            )
+
+
+@dataclass(frozen=True)
+class SequenceConf(LossConf):
+    """Probabilities of whole label sequences (full-sum KD)."""
+
+    nodes = "sequence"
+    compared = (
+        "log P of the whole label sequence; the entries of a batch with the same audio "
+        "are a list of hypotheses"
+    )
+    needs = "any of the branches above, one GPU"
+
+    distance: str = option(
+        Choice(("kl", "l1", "l2")),
+        """Between sequences: `kl` (of the posteriors, renormalised over the list, which
+        is zero for a single hypothesis), or `l1` or `l2` (between the log-probabilities
+        themselves, without a temperature).""",
+        "kl",
+        experimental=("l1", "l2"),
+    )
+
+    @property
+    def variant(self) -> str:
+        return self.distance
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distance != "kl" and self.temperature != 1:
+            raise ValueError(
+                f"temperature: distance: {self.distance} has none; leave it out"
+            )
+
+
+LOSSES: dict[str, type[LossConf]] = {
+    cls.nodes: cls
+    for cls in (FramesConf, TokensConf, LatticeConf, BandConf, PathConf, SequenceConf)
+}
+NODES = tuple(LOSSES)
+# Nodes of a transducer lattice, where {label, blank, rest} are the classes.
+LATTICE_NODES = tuple(
+    nodes for nodes, cls in LOSSES.items() if issubclass(cls, TransducerLossConf)
+)
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What a list of nodes stands for: the losses at each of these nodes that all
+    models have (`espnet_kd.distill.fitting.with_known_nodes` takes them)."""
+
+    losses: tuple[LossConf, ...]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names in their order."""
+        return tuple(loss.nodes for loss in self.losses)
+
+    def at(self, updates: int) -> Alternatives:
+        """The same with the weights and temperatures after `updates` updates."""
+        return Alternatives(tuple(loss.at(updates) for loss in self.losses))
+
+
+Entry = Union[LossConf, Alternatives]
+
+
+def losses_of(entry: Entry) -> tuple[LossConf, ...]:
+    """The losses that an entry of `kd_conf.losses` may become."""
+    return entry.losses if isinstance(entry, Alternatives) else (entry,)
+
+
+def parse_loss(values: Any, where: str) -> Entry:
+    """One entry of `kd_conf.losses`.
+
+    Args:
+        where: begins messages, for example `kd_conf.losses[0]`.
+
+    Raises:
+        ValueError: nodes or a field are not known, or a value is not allowed.
+    """
+    check_mapping(values, where)
+    if "nodes" not in values:
+        raise ValueError(f"{where}: nodes is missing; give {listed(NODES)}, or a list")
+    nodes = values["nodes"]
+    kinds = _kinds(nodes, where)
+    given = {name: value for name, value in values.items() if name != "nodes"}
+    for kind in kinds:
+        _check_fit(kind, given, where)
+    losses = tuple(build(kind, given, where) for kind in kinds)
+    return losses[0] if isinstance(nodes, str) else Alternatives(losses)
+
+
+def _kinds(nodes: Any, where: str) -> list[type[LossConf]]:
+    names = [nodes] if isinstance(nodes, str) else nodes
+    if not isinstance(names, (list, tuple)) or not names:
+        raise ValueError(f"{where}: nodes: {nodes!r} is neither a name nor a list")
+    for name in names:
+        one_of(f"{where}: nodes", name, NODES)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: nodes: {nodes!r} names one kind twice")
+    return [LOSSES[name] for name in names]
+
+
+def _check_fit(kind: type[LossConf], given: Mapping[str, Any], where: str) -> None:
+    """Refuse fields, and names as their values, that these nodes do not have."""
+    own = fields_of(kind)
+    for name, value in given.items():
+        others = [each for each in LOSSES.values() if name in fields_of(each)]
+        if name not in own:
+            known = ["nodes", *own]
+            if not others:
+                raise ValueError(
+                    f"{where}.{name}: no such field; known: {known} (nodes: "
+                    f"{kind.nodes})"
+                )
+            raise ValueError(
+                f"{where}.{name}: nodes: {kind.nodes} has no such field, only "
+                f"{listed([each.nodes for each in others], 'and')}; leave {name} out, "
+                f"or make it a loss of its own. Known: {known}"
+            )
+        allowing = [each.nodes for each in others if _allows(each, name, value)]
+        if allowing and not _allows(kind, name, value):
+            raise ValueError(
+                f"{where}: {name}: {value} needs nodes: {listed(allowing)}, not "
+                f"{kind.nodes!r}; use {name}: {option_of(own[name]).kind} there"
+            )
+
+
+def fields_of(kind: type[LossConf]) -> dict[str, Field]:
+    """The fields that a kind of nodes has, by name."""
+    return {item.name: item for item in fields(kind)}
+
+
+def _allows(kind: type[LossConf], name: str, value: Any) -> bool:
+    """Whether `value` is one of the names that a field may have."""
+    choice = option_of(fields_of(kind)[name]).kind
+    return isinstance(choice, Choice) and value in choice.names
