@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from espnet_kd.config.files import read_yaml
 from espnet_kd.config.kd_conf import parse_kd_conf
 from espnet_kd.config.losses import LATTICE_NODES, LatticeConf, LossConf, losses_of
 from espnet_kd.config.presets import read_preset
@@ -225,9 +226,7 @@ def _list(value) -> list:
 
 
 def _read(config: str | Path | None) -> dict:
-    if config is None:
-        return {}
-    return yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+    return {} if config is None else read_yaml(config)
 
 
 def _settings(config: dict, args: argparse.Namespace) -> Settings:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from pathlib import Path
 
 import yaml
 
+from espnet_kd.config.files import read_yaml
 from espnet_kd.config.presets import merged, read_preset
 from espnet_kd.data.files import write_whole
 from espnet_kd.models.config import read_token_list
@@ -39,13 +39,13 @@ def options(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     """Write the student's training configuration with the preset's `kd_conf`."""
-    _write_merged(_read(args.asr_config), read_preset(args.kd_config), args)
+    _write_merged(read_yaml(args.asr_config), read_preset(args.kd_config), args)
 
 
 def sparse(args: argparse.Namespace) -> None:
     """Write a configuration that goes on training a trained model (--asr_config: its
     config.yaml) with the preset's `kd_conf`, which prunes."""
-    config = _read(args.asr_config)
+    config = read_yaml(args.asr_config)
     if "model_conf" not in config:
         raise ValueError(f"{args.asr_config}: is no config.yaml of a trained model")
     preset = read_preset(args.kd_config)
@@ -80,10 +80,6 @@ def _options_of(config: str) -> set[str]:
     is_transducer = task_of(config) == "asr_transducer"
     task = ASRTransducerKDTask if is_transducer else ASRKDTask
     return set(default_config(task))
-
-
-def _read(path: str) -> dict:
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
 
 
 def _write_merged(config: dict, preset: dict, args: argparse.Namespace) -> None:

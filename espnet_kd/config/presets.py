@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from espnet_kd.config.files import read_yaml
 from espnet_kd.config.kd_conf import parse_kd_conf
 
 SECTIONS = ("kd_set", "kd_conf", "training")
@@ -20,10 +19,7 @@ def read_preset(path: str | Path) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: a section is not known or the losses are not valid.
     """
-    with Path(path).open(encoding="utf-8") as file:  # which errors of YAML name
-        preset = yaml.safe_load(file) or {}
-    if not isinstance(preset, dict):
-        raise ValueError(f"{path}: must be a mapping with the sections {SECTIONS}")
+    preset = read_yaml(path)
     for name in preset:
         if name not in SECTIONS:
             raise ValueError(f"{path}: {name}: no such section; known: {SECTIONS}")

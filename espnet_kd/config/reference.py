@@ -135,7 +135,7 @@ def page() -> str:
     blocks = [
         "<!-- Written by `python -m espnet_kd.config.reference > docs/kd_conf.md` from "
         "the fields in espnet_kd/config: change those. -->",
-        "# `kd_conf`",
+        "# `kd_conf`, field by field",
         "Every field of `kd_conf` in a training configuration. [Methods](methods.md) "
         "has the formulas and examples. `python -m espnet_kd.bin.asr_train --help` "
         "prints this page. Fields and names marked † are experimental, see the "

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, Mapping
 
 import humanfriendly
-import yaml
+
+from espnet_kd.config.files import read_yaml
 
 TaskName = Literal["asr", "asr_transducer"]
-# libyaml's, where it is there: a token list of thousands takes seconds without.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Frames of an input layer's output, of convolutional and linear ones of task `asr`.
 _SUBSAMPLING = {
     "conv2d": 4,
@@ -36,9 +35,8 @@ def read_config(config: str | Path) -> dict:
             f"{path}: no such model configuration; give the config.yaml of a trained "
             "ESPnet model (exp/asr_*/config.yaml)"
         )
-    with path.open(encoding="utf-8") as file:  # which errors of YAML name
-        options = yaml.load(file, Loader=_Loader)
-    if not isinstance(options, dict):
+    options = read_yaml(path)
+    if not options:
         raise ValueError(f"{path}: must be a mapping of options to values")
     return options
 

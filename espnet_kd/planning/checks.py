@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from espnet_kd.config.files import read_yaml
 from espnet_kd.config.presets import read_preset
 from espnet_kd.models.config import nodes_of_config
 from espnet_kd.models.files import damage_of
@@ -22,7 +23,6 @@ from espnet_kd.planning.configurations import (
     kd_student,
     named,
     or_none,
-    read_yaml,
     student_of,
     teachers_of,
 )

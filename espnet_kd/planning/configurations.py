@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
+from espnet_kd.config.files import read_yaml
 from espnet_kd.config.presets import merged, read_preset
 from espnet_kd.models.config import TaskName, read_config, task_of
 from espnet_kd.planning.chain import Chain, is_foreign
@@ -89,22 +89,6 @@ def teachers_of(chain: Chain) -> list[Described]:
         if task:
             found.append(Described(path, path, config, task, is_trained=True))
     return found
-
-
-def read_yaml(path: str) -> dict:
-    """A configuration file.
-
-    Raises:
-        FileNotFoundError, yaml.YAMLError, ValueError: it is missing, cannot be parsed,
-            or holds something else than options.
-    """
-    with Path(path).open(encoding="utf-8") as file:  # which errors of YAML name
-        config = yaml.safe_load(file)
-    if config is None:
-        return {}
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: must be a mapping of options to values")
-    return config
 
 
 def with_args(config: Mapping[str, Any], args: str) -> dict:

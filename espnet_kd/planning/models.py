@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
+from espnet_kd.config.files import read_yaml
 
 if TYPE_CHECKING:  # torch is slow to import
     from torch import Tensor, nn
@@ -147,7 +147,7 @@ def build(config: str | Path, vocabulary: int, rate: int) -> nn.Module:
         from espnet_kd.tasks.asr import ASRKDTask
         from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
 
-    given = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    given = read_yaml(config)
     # Only the stand-alone transducer task describes its encoder block by block.
     blocks = "body_conf" in (given.get("encoder_conf") or {})
     task = ASRTransducerKDTask if blocks else ASRKDTask

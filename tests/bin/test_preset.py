@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -171,5 +172,7 @@ def test_the_presets_of_this_package(path: Path):
     sections = read_preset(str(path))
     losses = parse_kd_conf(sections.get("kd_conf") or {}).losses
     assert bool(losses) == (path.stem not in ("sequence", "error_weighted"))
+    head = path.read_text().partition("\nkd_")[0]
+    assert re.search(rf"--(kd|sparse)_config conf/kd/{path.name}\b", head), "no command"
     known = {action.dest for action in kd_set.get_parser()._actions}
     assert set(sections.get("kd_set") or {}) <= known
