@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import yaml
@@ -18,6 +18,7 @@ from espnet_kd.models.config import (
     task_of,
 )
 from espnet_kd.models.versions import decodes_batches, installed_version, legacy
+from espnet_kd.targets.hypotheses import SearchResult
 
 INFERENCE = {
     "asr": "espnet2.bin.asr_inference",
@@ -46,23 +47,6 @@ OWN_KEYS = (
 SECONDS_IN_BATCH = 0.5
 # Keys whose searches return something other than the n-best list of one speaker.
 NOT_NBEST_KEYS = ("enh_s2t_task", "multi_asr", "streaming")
-
-
-class SearchResult(NamedTuple):
-    """One entry of a search's n-best list.
-
-    Attributes:
-        text: detokenised words, as stock inference writes them.
-        token_ids: without <sos>, <eos> and blank.
-        score: total log-probability of the search, LM and other scorers included.
-        lm_score: the LM's log-probability, unweighted; None without LM and for
-            transducers, whose searches do not keep it apart.
-    """
-
-    text: str
-    token_ids: list[int]
-    score: float
-    lm_score: float | None = None
 
 
 def sampling_rate(config: Mapping[str, Any], path: str | Path = "config.yaml") -> int:
