@@ -27,7 +27,7 @@ from typing import NamedTuple
 import yaml
 
 from espnet_kd.planning.machines import CPU_CORE, MACHINES
-from espnet_kd.planning.models import Speech, build, of_config
+from espnet_kd.planning.model_costs import Speech, build, of_config
 from espnet_kd.planning.training import (
     DENSE_COPIES,
     DENSE_KD_COPIES,

@@ -1,7 +1,6 @@
 """results-*.json to RESULTS.md and plots."""
 
 import json
-import os
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -13,20 +12,14 @@ import matplotlib.pyplot as plt
 
 from benchmarks.forms import KINDS, OURS
 from benchmarks.problems import Shape
+from espnet_kd.data.files import write_text, write_whole
 
 DEVICES = ("cpu", "cuda")
 MEGABYTE = 10**6
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def write_json(results: dict, folder: Path, device: str) -> None:
-    _write(folder / f"results-{device}.json", json.dumps(results, indent=1) + "\n")
+    write_text(folder / f"results-{device}.json", json.dumps(results, indent=1) + "\n")
 
 
 def _name(machine: dict) -> str:
@@ -162,7 +155,7 @@ def write_all(folder: Path) -> None:
         results = json.loads(path.read_text())
         plot(results, folder / f"cost-{device}.png")
         lines += _section(results, device)
-    _write(folder / "RESULTS.md", "\n".join(lines).rstrip() + "\n")
+    write_text(folder / "RESULTS.md", "\n".join(lines).rstrip() + "\n")
 
 
 def _plotted(results: dict) -> list[dict]:
@@ -212,10 +205,8 @@ def plot(results: dict, path: Path) -> None:
     axes[0][0].legend(fontsize=8)
     figure.suptitle(f"{KINDS['collapsed'].title}, {_name(results['machine'])}")
     figure.tight_layout()
-    partial = path.with_name("partial-" + path.name)
-    figure.savefig(partial, dpi=120)
+    write_whole(path, lambda part: figure.savefig(part, dpi=120))
     plt.close(figure)
-    os.replace(partial, path)
 
 
 def _megabytes(row: dict) -> float:

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Train a student (or, without `kd_conf`, a stock model) of ESPnet's `asr` task."""
 
+from espnet_kd.bin.command import ending
 from espnet_kd.tasks.asr import ASRKDTask
 from espnet_kd.tasks.mixin import ConfigurationError
 
@@ -12,10 +13,8 @@ def get_parser():
 
 def main(cmd=None):
     """Train; takes the command line of `espnet2.bin.asr_train`."""
-    try:
+    with ending("asr_train", (ConfigurationError,)):
         ASRKDTask.main(cmd=cmd)
-    except ConfigurationError as error:
-        raise SystemExit(f"asr_train: {error}") from error
 
 
 if __name__ == "__main__":

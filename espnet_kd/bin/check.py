@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from espnet_kd.bin import kd_set
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.bin.preset import OF_ONE_RUN
 from espnet_kd.config.presets import read_preset
 from espnet_kd.models.config import read_config
@@ -36,7 +37,7 @@ LISTS = ("state", "fault")
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = new_parser("check", __doc__)
     parser.add_argument("--dry_run", action="store_true", help="print the table too")
     parser.add_argument(
         "names",
@@ -130,9 +131,8 @@ def kd_set_faults(chain: Chain) -> list[str]:
     return []
 
 
-def main(cmd: list[str] | None = None) -> int:
-    """Parse, check, print; 1 where a fault is found."""
-    args = get_parser().parse_args(cmd)
+def run(args: argparse.Namespace) -> int:
+    """Check and print; 1 where a fault is found."""
     chain = chain_of(args.names)
     found = [*faults(chain), *kd_set_faults(chain)]
     if args.dry_run:
@@ -142,6 +142,8 @@ def main(cmd: list[str] | None = None) -> int:
         print(f"Error: {fault}", file=sys.stderr)
     return 1 if found else 0
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,8 +21,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.models.versions import TESTED, installed_version, is_checkout
-from espnet_kd.report.sclite import find_sclite
+from espnet_kd.report.sclite import HOW_TO_GET, find_sclite
 
 # What kd.sh runs, and what each of these needs is known when it is imported.
 STAGES = {
@@ -315,8 +316,8 @@ def _sclite() -> Finding:
     return _at(
         find_sclite(),
         "sclite",
-        "SCTK (Debian: apt install sctk; in an ESPnet checkout: "
-        "tools/installers/install_sctk.sh); until then kaldialign scores",
+        f"SCTK ({HOW_TO_GET}); until then kaldialign scores, and eval2000 cannot be "
+        "scored",
     )
 
 
@@ -350,14 +351,15 @@ def _show(findings: list[Finding]) -> None:
         print("The main job cannot run: see the lines marked broken")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m espnet_kd.bin.doctor",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = new_parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="print JSON, no table")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look and print; 1 where the main job cannot run."""
     findings = examine()
     if args.json:
         stated = {
@@ -369,6 +371,8 @@ def main(argv: list[str] | None = None) -> int:
         _show(findings)
     return 0 if can_run(findings) else 1
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,23 +12,18 @@ each form are measured; export.md and export.json in the folder hold them.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.bin.teacher_decode import positive
-from espnet_kd.data.files import write_whole
+from espnet_kd.data.files import write_json, write_text
 from espnet_kd.export.names import INFIXES, RECORD, TABLE
-from espnet_kd.targets.fingerprint import write_json
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m espnet_kd.bin.export",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("export", __doc__)
     parser.add_argument(
         "--exp", type=Path, required=True, help="folder of the trained model"
     )
@@ -66,15 +61,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, export, measure; exits 1 with one line at a fault of the input."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        run(get_parser().parse_args(cmd))
-    except (OSError, ValueError) as error:
-        sys.exit(f"export: {error}")
-
-
 def run(args: argparse.Namespace) -> None:
     """Write the folder, then its table."""
     from espnet_kd.export.folder import export_folder  # torch is slow to import
@@ -99,11 +85,11 @@ def run(args: argparse.Namespace) -> None:
         )
         write_json(args.output_dir / RECORD, record)
     text = table(record)
-    write_whole(
-        args.output_dir / TABLE, lambda part: part.write_text(text, encoding="utf-8")
-    )
+    write_text(args.output_dir / TABLE, text)
     print(text, end="")
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

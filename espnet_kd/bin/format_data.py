@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.data.format import format_data
 from espnet_kd.data.validate import listing, validate_kaldi
 
@@ -17,9 +19,7 @@ def sampling_rate(text: str) -> int:
 
 def get_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = new_parser("format_data", __doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="data/<set>")
     parser.add_argument("--output_dir", type=Path, required=True, help="dump/raw/<set>")
     parser.add_argument("--fs", type=sampling_rate, default=16000, help="Hz, or 8k")
@@ -33,21 +33,19 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Validate, then format."""
-    args = get_parser().parse_args(cmd)
     problems = validate_kaldi(args.data_dir)
     if problems:
         shown = listing(problems, 20)
-        raise SystemExit(f"{args.data_dir}: {len(problems)} problems\n{shown}")
-    try:
-        number = format_data(
-            args.data_dir, args.output_dir, args.fs, args.speed_perturb_factors
-        )
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"format_data: {error}") from error
+        raise ValueError(f"{args.data_dir}: {len(problems)} problems\n{shown}")
+    number = format_data(
+        args.data_dir, args.output_dir, args.fs, args.speed_perturb_factors
+    )
     print(f"{args.output_dir}: {number} utterances")
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import espnet_kd
-from espnet_kd.data.files import write_whole
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import write_folder, write_whole
 
 PACKAGE = Path(espnet_kd.__file__).resolve().parent
 SHIPPED = {"kd.sh": "shipped/asr1/kd.sh", "conf/kd": "shipped/kd"}
@@ -51,12 +52,10 @@ def _copy(recipe: Path) -> None:
     program, presets = (PACKAGE / SHIPPED[name] for name in ("kd.sh", "conf/kd"))
     files = {"kd.sh": program}
     files |= {f"conf/kd/{path.name}": path for path in sorted(presets.iterdir())}
-    part = recipe / "conf/.kd.new"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(presets, part)
     lines = [f"{_digest(path)}  {name}\n" for name, path in files.items()]
-    (part / Path(RECORD).name).write_text("".join(lines), encoding="utf-8")
-    part.rename(recipe / "conf/kd")
+    with write_folder(recipe / "conf/kd") as new:
+        shutil.copytree(presets, new, dirs_exist_ok=True)
+        (new / Path(RECORD).name).write_text("".join(lines), encoding="utf-8")
     write_whole(recipe / "kd.sh", lambda part: shutil.copy(program, part))
 
 
@@ -123,11 +122,7 @@ def _digest(path: Path) -> str:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m espnet_kd.bin.install_recipe",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("install_recipe", __doc__)
     parser.add_argument("recipe", type=Path, help="a folder like egs2/librispeech/asr1")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
@@ -137,18 +132,17 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
-    try:
-        if args.undo:
-            removed = remove(args.recipe)
-            print("\n".join(f"removed {path}" for path in removed) or "nothing to undo")
-        else:
-            for path in install(args.recipe, args.copy):
-                print(f"{path} -> {path.readlink()}" if path.is_symlink() else path)
-    except OSError as error:
-        sys.exit(f"install_recipe: {error}")
+def run(args: argparse.Namespace) -> None:
+    """Install or remove, and tell what."""
+    if args.undo:
+        removed = remove(args.recipe)
+        print("\n".join(f"removed {path}" for path in removed) or "nothing to undo")
+    else:
+        for path in install(args.recipe, args.copy):
+            print(f"{path} -> {path.readlink()}" if path.is_symlink() else path)
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

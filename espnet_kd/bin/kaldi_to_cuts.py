@@ -1,20 +1,18 @@
 """Turn a Kaldi data folder into a Lhotse manifest, after checking it."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import write_whole
 from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.data.validate import listing, validate_kaldi
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("kaldi_to_cuts", __doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="Kaldi folder")
     parser.add_argument(
         "--output_file",
@@ -37,27 +35,22 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, check, write."""
-    args = get_parser().parse_args(cmd)
+def run(args: argparse.Namespace) -> None:
+    """Check, write."""
     if not args.output_file.name.endswith((".jsonl", ".jsonl.gz")):
-        sys.exit(f"--output_file {args.output_file}: must end in .jsonl or .jsonl.gz")
+        raise ValueError(
+            f"--output_file {args.output_file}: must end in .jsonl or .jsonl.gz"
+        )
     problems = validate_kaldi(args.data_dir, check_audio=args.check_audio == "true")
     if problems:
         shown = listing(problems, args.max_problems)
-        sys.exit(f"{args.data_dir}: {len(problems)} problems\n{shown}")
-    args.output_file.parent.mkdir(parents=True, exist_ok=True)
-    # The name keeps its ending, by which Lhotse chooses the format.
-    partial = args.output_file.with_name(f"tmp.{os.getpid()}.{args.output_file.name}")
-    try:
-        cuts_from_kaldi(args.data_dir, args.sampling_rate).to_file(partial)
-        os.replace(partial, args.output_file)
-    except (OSError, ValueError) as error:
-        sys.exit(f"kaldi_to_cuts: {error}")
-    finally:
-        partial.unlink(missing_ok=True)
+        raise ValueError(f"{args.data_dir}: {len(problems)} problems\n{shown}")
+    cuts = cuts_from_kaldi(args.data_dir, args.sampling_rate)
+    write_whole(args.output_file, cuts.to_file)
     print(f"{args.output_file}: written from {args.data_dir}")
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,10 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import write_folder
 from espnet_kd.data.kaldi import cuts_from_kaldi, read_table
 from espnet_kd.targets import fingerprint as fp
 from espnet_kd.targets.hypotheses import read_cuts
-from espnet_kd.targets.kd_set import STATS, KDSet, Recipe, build, swap
+from espnet_kd.targets.kd_set import STATS, KDSet, KDSetSpec, build
 from espnet_kd.targets.selection import WEIGHTS, Filters, Weighting
 from espnet_kd.targets.shapes import Tokenization, shape_files, write_shapes
 
@@ -34,10 +36,7 @@ def none_or_str(text: str) -> str | None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("kd_set", __doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--labelled",
@@ -121,14 +120,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, build, report; exits 1 with one line at a fault of the input."""
-    try:
-        run(get_parser().parse_args(cmd))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"kd_set: {error}")
-
-
 def run(args: argparse.Namespace) -> None:
     """Build the set unless it stands there already, made from the same."""
     check(args)
@@ -137,11 +128,12 @@ def run(args: argparse.Namespace) -> None:
     if is_done(args, options, tokenization):
         print(f"{args.output_dir}: is there already, made with the same options")
         return
-    kd_set = KDSet(recipe_of(args))
-    new, stats = build(kd_set, args.output_dir, options)
-    if tokenization is not None:  # before the folder: its stats.json means "complete"
-        write_shapes(args.shape_dir, kd_set.num_samples, kd_set.texts, tokenization)
-    swap(new, args.output_dir)
+    kd_set = KDSet(spec_of(args))
+    with write_folder(args.output_dir) as new:
+        stats = build(kd_set, new, options)
+        # Before the folder is in its place: its stats.json means "complete".
+        if tokenization is not None:
+            write_shapes(args.shape_dir, kd_set.num_samples, kd_set.texts, tokenization)
     print(report(stats, args.output_dir))
 
 
@@ -226,10 +218,10 @@ def is_done(
     return not list(fp.differences(old, json.loads(json.dumps(options))))
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe that the options describe."""
+def spec_of(args: argparse.Namespace) -> KDSetSpec:
+    """The set that the options describe."""
     true_texts = args.reference_text and dict(read_table(args.reference_text))
-    return Recipe(
+    return KDSetSpec(
         labelled=[read_cuts(path) for path in args.labelled],
         unlabelled=[read_cuts(path) for path in args.unlabelled],
         references=[cuts_from_kaldi(path) for path in args.labelled_data_dir],
@@ -269,5 +261,7 @@ def report(stats: dict[str, Any], output_dir: Path) -> str:
     return "\n".join(lines)
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,18 +16,17 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import yaml
-
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.config.files import read_yaml
 from espnet_kd.config.kd_conf import parse_kd_conf
 from espnet_kd.config.losses import LATTICE_NODES, LatticeConf, LossConf, losses_of
 from espnet_kd.config.presets import read_preset
-from espnet_kd.planning import files, training
+from espnet_kd.planning import data_sizes, training
 from espnet_kd.planning.machines import MACHINES
-from espnet_kd.planning.models import Model, Speech, of_config, of_size
-from espnet_kd.planning.render import explained, table, targets_table
+from espnet_kd.planning.model_costs import Model, Speech, of_config, of_size
 from espnet_kd.planning.search import search_of
 from espnet_kd.planning.stages import Recipe, plan
+from espnet_kd.planning.tables import explained, table, targets_table
 from espnet_kd.planning.training import Settings, Teaching, settings_of
 
 MODELS = ("teacher", "student")
@@ -35,11 +34,7 @@ MODELS = ("teacher", "student")
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m espnet_kd.bin.plan",
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("plan", __doc__)
     parser.add_argument("--explain", action="store_true", help="print every formula")
     parser.add_argument("--json", action="store_true", help="print JSON, no table")
 
@@ -141,16 +136,12 @@ def _bool(text: str) -> bool:
     return text == "true"
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, estimate, print; exits 1 with one line at a fault of the input."""
-    args = get_parser().parse_args(cmd)
-    try:
-        recipe = recipe_of(args)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        sys.exit(f"plan: {error}")
+def run(args: argparse.Namespace) -> None:
+    """Estimate, print."""
+    recipe = recipe_of(args)
     stages = plan(recipe)
-    targets = files.soft_targets(
-        files.perturbed(recipe.labelled, recipe.factors) + recipe.unlabelled,
+    targets = data_sizes.soft_targets(
+        data_sizes.perturbed(recipe.labelled, recipe.factors) + recipe.unlabelled,
         recipe.speech,
         recipe.teachers[0].frame_rate,
     )
@@ -265,5 +256,7 @@ def _record(recipe: Recipe, stages: list, targets: list) -> dict:
     }
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.corpora import fsdd
 from espnet_kd.corpora.sets import Utterance, add_options, prepare
 
@@ -19,10 +20,7 @@ SIZES = {
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("prepare_fsdd", __doc__)
     parser.add_argument(
         "--fsdd_dir",
         type=Path,
@@ -33,9 +31,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, make, write."""
-    args = get_parser().parse_args(cmd)
+def run(args: argparse.Namespace) -> None:
+    """Make, write."""
 
     def make(part: str, number: int) -> Iterator[Utterance]:
         recordings = fsdd.load_recordings(args.fsdd_dir, part)
@@ -43,11 +40,10 @@ def main(cmd: list[str] | None = None) -> None:
             recordings, part, number, snr=args.snr, seed=args.seed
         )
 
-    try:
-        prepare(args, make, fsdd.RATE)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"prepare_fsdd: {error}")
+    prepare(args, make, fsdd.RATE)
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

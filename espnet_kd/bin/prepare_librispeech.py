@@ -4,16 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.corpora import librispeech
 from espnet_kd.corpora.corpus import once
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("prepare_librispeech", __doc__)
     parser.add_argument(
         "--corpus_dir",
         type=Path,
@@ -46,9 +44,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, read, write."""
-    args = get_parser().parse_args(cmd)
+def run(args: argparse.Namespace) -> None:
+    """Read, write."""
 
     def prepare() -> None:
         if args.manifest_dir:
@@ -60,11 +57,10 @@ def main(cmd: list[str] | None = None) -> None:
         )
 
     options = {name: value for name, value in vars(args).items() if name != "num_jobs"}
-    try:
-        once(args.output_dir, options, prepare)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"prepare_librispeech: {error}")
+    once(args.output_dir, options, prepare)
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.corpora import synthetic
 from espnet_kd.corpora.sets import Utterance, add_options, prepare
 
@@ -18,26 +19,21 @@ SIZES = {
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("prepare_mini", __doc__)
     add_options(parser, SIZES, snr=(5.0, 20.0))
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, make, write."""
-    args = get_parser().parse_args(cmd)
+def run(args: argparse.Namespace) -> None:
+    """Make, write."""
 
     def make(part: str, number: int) -> Iterator[Utterance]:
         yield from synthetic.utterances(part, number, snr=args.snr, seed=args.seed)
 
-    try:
-        prepare(args, make, synthetic.RATE)
-    except (RuntimeError, ValueError) as error:
-        sys.exit(f"prepare_mini: {error}")
+    prepare(args, make, synthetic.RATE)
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.corpora.corpus import once, write_set
 from espnet_kd.corpora.eval2000 import prepare_eval2000
 from espnet_kd.corpora.switchboard import DEV_SIZE, prepare_switchboard
 from espnet_kd.corpora.switchboard_text import NOISES, fisher_text
 from espnet_kd.corpora.telephone import files_below
-from espnet_kd.data.files import write_whole
+from espnet_kd.data.files import write_text
 from espnet_kd.data.kaldi import write_table
+from espnet_kd.report.sclite import HOW_TO_GET, find_sclite
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("prepare_switchboard", __doc__)
     parser.add_argument(
         "--audio_dir", type=Path, required=True, help="Switchboard-1, LDC97S62"
     )
@@ -61,21 +61,19 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, prepare, write."""
-    args = get_parser().parse_args(cmd)
+def run(args: argparse.Namespace) -> None:
+    """Prepare, write."""
+    if find_sclite() is None:  # told now, for scoring comes after days of training
+        logging.warning(
+            f"eval2000 is scored by sclite, not found; get it: {HOW_TO_GET}"
+        )
     # Not the corpora's folders: what is done stays done where they are not named.
     options = dict(num_dev=args.num_dev, check_counts=args.check_counts)
     lm_text = args.output_dir / "local" / "other_text" / "text"
-    try:
-        once(args.output_dir, options, lambda: _prepare(args))
-        if args.fisher_dir:
-            fisher = dict(fisher_dir=args.fisher_dir)
-            once(
-                lm_text.parent, fisher, lambda: _write_fisher(args.fisher_dir, lm_text)
-            )
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"prepare_switchboard: {error}")
+    once(args.output_dir, options, lambda: _prepare(args))
+    if args.fisher_dir:
+        fisher = dict(fisher_dir=args.fisher_dir)
+        once(lm_text.parent, fisher, lambda: _write_fisher(args.fisher_dir, lm_text))
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -99,7 +97,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _write(path: Path, text: str) -> None:
     # Latin 1 as in the distribution: sclite and the glm know no other encoding.
-    write_whole(path, lambda part: part.write_text(text, encoding="latin-1"))
+    write_text(path, text, "latin-1")
 
 
 def _write_fisher(folders: list[Path], output: Path) -> None:
@@ -116,5 +114,7 @@ def _write_fisher(folders: list[Path], output: Path) -> None:
     write_table(output, (row for path in bar for row in fisher_text(path)))
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,18 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
 from espnet_kd.corpora.corpus import once, write_set
 from espnet_kd.corpora.wsj import SUBSETS, TRANSCRIPTS, prepare_wsj
 from espnet_kd.corpora.wsj_text import non_linguistic
-from espnet_kd.data.files import write_whole
+from espnet_kd.data.files import write_text
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("prepare_wsj", __doc__)
     parser.add_argument(
         "--wsj0_dir",
         type=Path,
@@ -51,15 +49,11 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, prepare, write."""
-    args = get_parser().parse_args(cmd)
+def run(args: argparse.Namespace) -> None:
+    """Prepare, write."""
     # What decides the data: not where on this machine the corpus lies.
     options = {name: getattr(args, name) for name in ("transcripts", "check_counts")}
-    try:
-        once(args.output_dir, options, lambda: _prepare(args))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"prepare_wsj: {error}")
+    once(args.output_dir, options, lambda: _prepare(args))
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -80,11 +74,10 @@ def _prepare(args: argparse.Namespace) -> None:
         )
     texts = [segment.text for segment in manifests["train_si284"]["supervisions"]]
     symbols = "".join(f"{word}\n" for word in non_linguistic(texts))
-    write_whole(
-        args.output_dir / "nlsyms.txt",
-        lambda part: part.write_text(symbols, encoding="utf-8"),
-    )
+    write_text(args.output_dir / "nlsyms.txt", symbols)
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import sys
 
 import yaml
 
+from espnet_kd.bin.command import Help, command, new_parser
 from espnet_kd.config.files import read_yaml
 from espnet_kd.config.presets import merged, read_preset
-from espnet_kd.data.files import write_whole
+from espnet_kd.data.files import write_text
 from espnet_kd.models.config import read_token_list
 
 # What a trained model's config.yaml says of one run and its data.
@@ -85,36 +87,35 @@ def _options_of(config: str) -> set[str]:
 def _write_merged(config: dict, preset: dict, args: argparse.Namespace) -> None:
     text = f"# {args.asr_config} with {args.kd_config}\n"
     text += yaml.safe_dump(merged(config, preset), sort_keys=False)
-    write_whole(args.output_file, lambda part: part.write_text(text, "utf-8"))
+    write_text(args.output_file, text)
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser("preset", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for run in (options, merge, sparse):
-        command = commands.add_parser(run.__name__, help=run.__doc__)
-        command.set_defaults(run=run)
-        command.add_argument("--kd_config", required=True, help="Preset file")
-        if run is not options:
-            command.add_argument("--asr_config", required=True)
-            command.add_argument("--output_file", required=True)
-        if run is sparse:
-            command.add_argument(
+    for each in (options, merge, sparse):
+        one = commands.add_parser(
+            each.__name__, help=each.__doc__, formatter_class=Help
+        )
+        one.set_defaults(run=each)
+        one.add_argument("--kd_config", required=True, help="Preset file")
+        if each is not options:
+            one.add_argument("--asr_config", required=True)
+            one.add_argument("--output_file", required=True)
+        if each is sparse:
+            one.add_argument(
                 "--token_list", required=True, help="The model must have this one"
             )
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse and run."""
-    parser = get_parser()
-    args = parser.parse_args(cmd)
-    try:
-        args.run(args)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SystemExit(f"preset: {error}") from error
+def run(args: argparse.Namespace) -> None:
+    """Run the command that was asked for."""
+    args.run(args)
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_kd.data.files import write_whole
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import write_text
 from espnet_kd.report.costs import ModelSize, Weights
 from espnet_kd.report.curves import Curve, plot_curves
 from espnet_kd.report.layers import layer_table
@@ -19,11 +19,7 @@ from espnet_kd.report.summary import Roles, System, summarise
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m espnet_kd.bin.report",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("report", __doc__)
     parser.add_argument(
         "--ref", required=True, help="Kaldi text file of the test set's references"
     )
@@ -88,19 +84,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = get_parser()
-    args = parser.parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        report(args)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def report(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Score, compare, print the table, write the files. ``args``: see `get_parser`."""
     if not 0 < args.confidence < 1 or args.resamples < 1:
         raise ValueError("--confidence lies between 0 and 1, --resamples is 1 or more")
@@ -134,11 +118,8 @@ def report(args: argparse.Namespace) -> None:
     settings = {k: getattr(args, k) for k in ("ref", "unit", "scorer", "confidence")}
     settings.update(resamples=args.resamples, seed=args.seed)
     data = as_json(rows, roles, shown, **settings)
-    write_whole(args.output, lambda part: part.write_text(table, encoding="utf-8"))
-    write_whole(
-        args.output.with_suffix(".json"),
-        lambda part: part.write_text(data + "\n", encoding="utf-8"),
-    )
+    write_text(args.output, table)
+    write_text(args.output.with_suffix(".json"), data + "\n")
     if sizes:
         plot(rows, args.output.with_suffix(".png"), args.unit)
     if curves:
@@ -164,7 +145,7 @@ def _curves(args: argparse.Namespace) -> list[Curve]:
 def _sizes(models: dict[str, str]) -> tuple[dict[str, ModelSize], bool]:
     """The size of each model, and whether one of them is sparse."""
     from espnet_kd.report.size import read_tensors, size_of
-    from espnet_kd.report.sparsity import stored_weights
+    from espnet_kd.report.weights import stored_weights
 
     sizes, is_sparse = {}, False
     for name, path in models.items():
@@ -175,7 +156,7 @@ def _sizes(models: dict[str, str]) -> tuple[dict[str, ModelSize], bool]:
 
 
 def _weights(models: dict[str, str]) -> dict[str, Weights]:
-    from espnet_kd.report.sparsity import model_weights
+    from espnet_kd.report.weights import model_weights
 
     bar = tqdm(models.items(), "multiply-adds", unit="model", disable=None)
     return {name: model_weights(path) for name, path in bar}
@@ -188,6 +169,8 @@ def _scored(refs: dict[str, str], path: str, args: argparse.Namespace) -> Scored
     except ValueError as error:
         raise ValueError(f"{path} against {args.ref}: {error}") from error
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,7 @@
-"""Score decodings of eval2000 with its stm and glm files: swbd, callhm and all."""
+"""Score decodings of eval2000 with its stm and glm files: swbd, callhm and all.
+
+It runs `sclite -F -D` of NIST's SCTK (Debian: apt install sctk), found on PATH.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_kd.data.files import write_whole
-from espnet_kd.report.eval2000 import ALIGNERS, Scorer
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import write_text
 from espnet_kd.report.render import markdown
 from espnet_kd.report.scoring import ScoredSet, read_text
+from espnet_kd.report.stm_scoring import Scorer
 from espnet_kd.report.summary import Roles, System, summarise
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m espnet_kd.bin.score_eval2000",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("score_eval2000", __doc__)
     parser.add_argument(
         "--data_dir",
         type=Path,
@@ -36,30 +36,20 @@ def get_parser() -> argparse.ArgumentParser:
         "give the option once per system",
     )
     parser.add_argument("--baseline", help="system that the others should beat")
-    parser.add_argument(
-        "--scorer",
-        choices=sorted(ALIGNERS),
-        default="own",
-        help="what aligns; both count as sclite -F -D",
-    )
     parser.add_argument("--output", type=Path, help="Markdown file")
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse, score, print, write."""
-    args = get_parser().parse_args(argv)
-    try:
-        table = _table(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"score_eval2000: {error}")
+def run(args: argparse.Namespace) -> None:
+    """Score, print, write."""
+    table = _table(args)
     print(table, end="")
     if args.output:
-        write_whole(args.output, lambda part: part.write_text(table, encoding="utf-8"))
+        write_text(args.output, table)
 
 
 def _table(args: argparse.Namespace) -> str:
-    scorer = Scorer(args.data_dir / "stm", args.data_dir / "glm", args.scorer)
+    scorer = Scorer(args.data_dir / "stm", args.data_dir / "glm")
     found = {name: _scored(scorer, path) for name, path in args.hyp}
     parts = []
     for subset, counts in next(iter(found.values())).items():
@@ -77,5 +67,7 @@ def _scored(scorer: Scorer, path: str) -> dict[str, ScoredSet]:
         raise ValueError(f"{path}: {error}") from error
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,17 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_kd.data.files import write_whole
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import write_text
 from espnet_kd.report.scoring import read_text
 from espnet_kd.report.words import kaldi_lines, read_symbols, scored_words
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m espnet_kd.bin.scored_text",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("scored_text", __doc__)
     parser.add_argument("--text", required=True, help="Kaldi text file")
     parser.add_argument("--output", type=Path, required=True, help="the same, filtered")
     parser.add_argument("--cleaner", default="none", help="ESPnet's text cleaner")
@@ -34,20 +31,18 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Read, choose, write."""
     cleaner, symbols = None, frozenset()
-    try:
-        if args.cleaner != "none":
-            cleaner = args.cleaner
-        if args.nlsyms_txt != "none":
-            symbols = read_symbols(args.nlsyms_txt)
-        texts = scored_words(read_text(args.text), cleaner, symbols, args.filter)
-    except (ValueError, OSError) as error:
-        sys.exit(f"scored_text: {error}")
-    lines = kaldi_lines(texts)
-    write_whole(args.output, lambda part: part.write_text(lines, encoding="utf-8"))
+    if args.cleaner != "none":
+        cleaner = args.cleaner
+    if args.nlsyms_txt != "none":
+        symbols = read_symbols(args.nlsyms_txt)
+    texts = scored_words(read_text(args.text), cleaner, symbols, args.filter)
+    write_text(args.output, kaldi_lines(texts))
 
+
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

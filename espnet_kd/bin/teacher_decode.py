@@ -14,10 +14,11 @@ goes on where it stopped; a shard of another teacher or other options is refused
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import write_json
 from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.models.config import read_config, task_of
 from espnet_kd.targets import fingerprint as fp
@@ -28,10 +29,7 @@ from espnet_kd.teacher.decoding import TeacherDecoder, read_options, sampling_ra
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = new_parser("teacher_decode", __doc__)
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group(required=True)
     source.add_argument("--cuts", type=Path, help="manifest of cuts (.jsonl[.gz])")
@@ -79,15 +77,6 @@ def positive(text: str) -> int:
     return number
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse, decode, report; exits 1 with one line at a fault of the input."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        run(get_parser().parse_args(cmd))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"teacher_decode: {error}")
-
-
 def run(args: argparse.Namespace) -> None:
     """Decode what is missing in the shard."""
     if args.output_file.suffix != ".jsonl":
@@ -113,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     if shards.decoded_ids(args.output_file) != {cut.id for cut in cuts}:
         decoder = load_decoder(args, options)
         args.output_file.parent.mkdir(parents=True, exist_ok=True)
-        fp.write_json(fp.fingerprint_path(args.output_file), made_by)
+        write_json(fp.fingerprint_path(args.output_file), made_by)
         seconds, rtf = shards.decode_cuts(
             cuts, decoder.decode, args.output_file, decoder.batch_size
         )
@@ -184,5 +173,7 @@ def load_decoder(args: argparse.Namespace, options: dict) -> TeacherDecoder:
     )
 
 
+main = command(get_parser, run)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

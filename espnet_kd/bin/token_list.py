@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from espnet_kd.bin.command import command, new_parser
+from espnet_kd.data.files import folder_beside, move_files
 
 
 def sentences(text: Path) -> list[str]:
@@ -66,7 +68,7 @@ def units(
     return output.read_text(encoding="utf-8").splitlines()
 
 
-def make_token_list(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """tokens.txt: <blank>, <unk>, the pieces, characters or words, <sos/eos>."""
     text, output = Path(args.text), Path(args.output_dir)
     if not sentences(text):
@@ -74,9 +76,7 @@ def make_token_list(args: argparse.Namespace) -> None:
             f"{text}: has no transcript to take tokens from; give the text of a "
             "labelled set, with lines `<utterance> <words>`"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output) as name:
-        folder = Path(name)
+    with folder_beside(output / "tokens.txt") as folder:
         if args.token_type == "bpe":
             symbols = []
             if args.nlsyms_txt != "none":
@@ -88,15 +88,12 @@ def make_token_list(args: argparse.Namespace) -> None:
             (folder / "units").unlink()
         lines = ["<blank>", "<unk>", *tokens, "<sos/eos>"]
         (folder / "tokens.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        for file in folder.iterdir():
-            os.replace(file, output / file.name)
+        move_files(folder, output, sorted(path.name for path in folder.iterdir()))
 
 
 def get_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = new_parser("token_list", __doc__)
     parser.add_argument("--text", required=True, help="Kaldi text file")
     parser.add_argument("--output_dir", required=True, help="Where tokens.txt goes")
     parser.add_argument("--token_type", default="bpe", choices=["bpe", "char", "word"])
@@ -107,13 +104,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: list[str] | None = None) -> None:
-    """Parse and run."""
-    try:
-        make_token_list(get_parser().parse_args(cmd))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"token_list: {error}") from error
-
+main = command(get_parser, run)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

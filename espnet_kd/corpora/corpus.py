@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from espnet_kd.data.files import write_whole
+from espnet_kd.data.files import write_text, write_whole
 from espnet_kd.data.kaldi import cuts_to_kaldi
 
 if TYPE_CHECKING:  # Lhotse is slow to import
@@ -56,20 +56,11 @@ def write_set(
         "recordings": recordings,
         "supervisions": supervisions,
     }.items():
-        # Lhotse goes by the ending, so the temporary name has it too.
-        _write_manifest(manifest, manifests / f"{name}_{kind}.jsonl.gz")
+        write_whole(manifests / f"{name}_{kind}.jsonl.gz", manifest.to_file)
     number = cuts_to_kaldi(utterances(recordings, supervisions), data_dir / name)
     hours = sum(segment.duration for segment in supervisions) / 3600
     print(f"{data_dir / name}: {number} utterances, {hours:.2f} h")
     return number
-
-
-def _write_manifest(manifest: RecordingSet | SupervisionSet, path: Path) -> None:
-    """Write a manifest whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    manifest.to_file(part)
-    part.replace(path)
 
 
 def utterances(
@@ -101,4 +92,4 @@ def once(
         return
     mark.unlink(missing_ok=True)
     prepare()
-    write_whole(mark, lambda part: part.write_text(wanted, encoding="utf-8"))
+    write_text(mark, wanted)

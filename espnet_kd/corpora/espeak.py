@@ -65,7 +65,7 @@ class Espeak:
             (samples,) float64 at RATE, full scale 1.0.
 
         Raises:
-            RuntimeError: where the library, or the voice, is missing.
+            ChildProcessError: where the library, or the voice, is missing.
         """
         request = {"text": text, "voice": voice, "pitch": pitch, "rate": rate}
         try:
@@ -76,7 +76,7 @@ class Espeak:
         header = self.process.stdout.read(8)
         number = struct.unpack("<q", header)[0] if len(header) == 8 else -1
         if number <= 0:
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"espeak-ng could not say '{text}' with voice '{voice}'. Its message "
                 "stands above; is the package there? pip install espeakng-loader"
             )

@@ -10,7 +10,7 @@ LDC2002T43.
 Both folders are searched, so it does not matter what was unpacked where. The set is
 that of Kaldi's and ESPnet's recipes: the segments of the pem, each longer by 0.1 s at
 either end where there is room, without those that the stm leaves out of the scoring.
-Scores come from the stm (`espnet_kd.report.eval2000`); `text` holds its plain words.
+Scores come from the stm (`espnet_kd.report.stm_scoring`); `text` holds its plain words.
 
 `lhotse prepare eval2000` reads other transcripts (one file for each call), whose
 segments are not those that are scored.

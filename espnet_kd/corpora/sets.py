@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from espnet_kd.data.files import write_whole
 from espnet_kd.data.kaldi import cuts_to_kaldi, write_table
 
 if TYPE_CHECKING:  # Lhotse is slow to import
@@ -94,13 +95,11 @@ def _write_audio(
     wav_dir: Path, utterances: Iterable[Utterance], rate: int
 ) -> Iterator[MonoCut]:
     """Write each utterance as a 16-bit wav file and yield its cut."""
-    wav_dir.mkdir(parents=True, exist_ok=True)
+    options = dict(samplerate=rate, format="WAV", subtype="PCM_16")
     for utterance in utterances:
         path = wav_dir / f"{utterance.id}.wav"
-        partial = path.with_suffix(f".tmp.{os.getpid()}")
         samples = levelled(utterance.samples)
-        soundfile.write(partial, samples, rate, format="WAV", subtype="PCM_16")
-        os.replace(partial, path)
+        write_whole(path, partial(soundfile.write, data=samples, **options))
         yield _cut(utterance, path, len(samples), rate)
 
 

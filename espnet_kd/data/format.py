@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import soundfile
 from tqdm import tqdm
 
+from espnet_kd.data.files import write_whole
 from espnet_kd.data.kaldi import cuts_from_kaldi, cuts_to_kaldi
 
 if TYPE_CHECKING:  # Lhotse is slow to import
@@ -72,11 +72,8 @@ def _as_file(cut: MonoCut, folder: Path, since: int) -> MonoCut:
     if is_file:
         since = max(since, _changed(Path(recording.sources[0].source)))
     path = folder / f"{cut.id}.wav"
-    folder.mkdir(parents=True, exist_ok=True)
     if not _is_current(path, cut, since):
-        partial = folder / f"{cut.id}.tmp{os.getpid()}.wav"
-        cut.save_audio(partial)
-        os.replace(partial, path)
+        write_whole(path, cut.save_audio)
     return _on_file(cut, path)
 
 

@@ -15,7 +15,6 @@ from the recipe folder.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet_kd.data.audio import AudioError, audio_source, entry, read_header
+from espnet_kd.data.files import write_text
 
 if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse import CutSet, MonoCut, Recording
@@ -75,10 +75,8 @@ def write_table(path: PathLike, rows: Iterable[tuple[str, str]]) -> None:
     """Write (key, value) rows in the order of the C locale, whole or not at all."""
     # Kaldi sorts bytes; so does Python on UTF-8 keys.
     ordered = sorted(rows, key=lambda row: row[0].encode("utf-8"))
-    partial = Path(f"{path}.tmp.{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as lines:
-        lines.writelines(f"{key} {value}".rstrip() + "\n" for key, value in ordered)
-    os.replace(partial, path)
+    lines = (f"{key} {value}".rstrip() + "\n" for key, value in ordered)
+    write_text(path, "".join(lines))
 
 
 # ---------------------------------------------------------------- Kaldi -> Lhotse

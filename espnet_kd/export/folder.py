@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 from espnet_kd.compress.sparsity import prunable_weights
+from espnet_kd.data.files import folder_beside, move_files, write_json
 from espnet_kd.export.formats import save_compressed
 from espnet_kd.export.inference import save_int8
 from espnet_kd.export.names import RECORD, TABLE, path_of
 from espnet_kd.models.config import read_config, task_of
 from espnet_kd.models.loading import load_model
 from espnet_kd.models.versions import default_config, under_both_names
-from espnet_kd.targets.fingerprint import code_versions, hash_file, write_json
+from espnet_kd.targets.fingerprint import code_versions, hash_file
 
 MADE_BY = "espnet_kd.bin.export"
 # What inference reads of a configuration, beside all that is in a `*_conf`.
@@ -63,7 +63,7 @@ def export_folder(
             f"model_file: {model_file}: the name of a file in {exp}, please"
         )
     old = read_record(output_dir)
-    with _new_folder(output_dir) as new:
+    with folder_beside(output_dir) as new:
         report("the plain folder")
         config = plain_config(read_config(exp / "config.yaml"), exp / "config.yaml")
         write_config(new / "config.yaml", config)
@@ -211,17 +211,6 @@ def _write_form(
         save_compressed(path_of(dense, form), state, weights, form)
 
 
-@contextmanager
-def _new_folder(output_dir: Path) -> Iterator[Path]:
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    folder = output_dir.with_name(f".{output_dir.name}.{os.getpid()}")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _move(new: Path, output_dir: Path, old: dict | None, record: dict) -> None:
     """Put a whole folder in its place; an earlier export is replaced file by file, for
     somebody may have decoded into it. Its record goes last."""
@@ -230,9 +219,7 @@ def _move(new: Path, output_dir: Path, old: dict | None, record: dict) -> None:
             output_dir.rmdir()
         os.replace(new, output_dir)
         return
-    for name in record["files"]:
-        (output_dir / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new / name, output_dir / name)
+    move_files(new, output_dir, record["files"])
     for name in {*old["files"], TABLE} - set(record["files"]):
         (output_dir / name).unlink(missing_ok=True)
     os.replace(new / RECORD, output_dir / RECORD)

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
+from espnet_kd.models.checkpoints import damage_of
 from espnet_kd.models.config import read_config, task_of
-from espnet_kd.models.files import damage_of
 from espnet_kd.models.versions import (
     clear_shared_defaults,
     installed_version,

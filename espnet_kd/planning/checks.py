@@ -14,8 +14,8 @@ from pathlib import Path
 
 from espnet_kd.config.files import read_yaml
 from espnet_kd.config.presets import read_preset
+from espnet_kd.models.checkpoints import damage_of
 from espnet_kd.models.config import nodes_of_config
-from espnet_kd.models.files import damage_of
 from espnet_kd.planning import fit
 from espnet_kd.planning.chain import STAGES, Chain, Input, inputs, is_foreign
 from espnet_kd.planning.configurations import (

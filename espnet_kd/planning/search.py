@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espnet_kd.planning.machines import Machine
-from espnet_kd.planning.models import Model, Speech
+from espnet_kd.planning.model_costs import Model, Speech
 from espnet_kd.planning.training import Figure
 
 # Measured on one core, docs/planning.md: share of the peak rate, and seconds that

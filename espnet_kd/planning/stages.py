@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from espnet_kd.planning import files, training
+from espnet_kd.planning import data_sizes, training
 from espnet_kd.planning.machines import CPU_CORE, Machine
-from espnet_kd.planning.models import Model, Speech
+from espnet_kd.planning.model_costs import Model, Speech
 from espnet_kd.planning.search import Search, decoding_time
 from espnet_kd.planning.training import Figure, Settings, Teaching
 
@@ -86,8 +86,8 @@ class Stage:
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages that cost something, in their order."""
     r = recipe
-    heard = files.perturbed(r.labelled, r.factors)  # an epoch of the student
-    taught = files.perturbed(r.teacher_labelled, r.factors)
+    heard = data_sizes.perturbed(r.labelled, r.factors)  # an epoch of the student
+    taught = data_sizes.perturbed(r.teacher_labelled, r.factors)
     stages = [_format(r), _statistics(r, heard)]
     for teacher, settings in zip(r.teachers, r.teacher_settings):
         task = f"teacher {teacher.name}"
@@ -120,10 +120,12 @@ def plan(recipe: Recipe) -> list[Stage]:
 
 def _format(r: Recipe) -> Stage:
     own = 0 if r.teacher_labelled == r.labelled else r.teacher_labelled
-    plain = files.formatted_audio(
+    plain = data_sizes.formatted_audio(
         r.unlabelled + r.evaluated, r.speech, (1,), r.is_whole
     )
-    train = files.formatted_audio(r.labelled + own, r.speech, r.factors, r.is_whole)
+    train = data_sizes.formatted_audio(
+        r.labelled + own, r.speech, r.factors, r.is_whole
+    )
     disk = Figure(
         plain.value + train.value,
         f"train {train.formula}; other sets {plain.formula}",
@@ -188,7 +190,7 @@ def _decode(r: Recipe, audio: float) -> Stage:
     return Stage(
         6,
         "teacher decoding",
-        files.hypotheses(audio, r.speech, r.kept_nbest),
+        data_sizes.hypotheses(audio, r.speech, r.kept_nbest),
         **_on(r, _search(r, r.teachers[0], audio, r.teacher_search)),
     )
 
@@ -199,8 +201,8 @@ def _targets() -> Stage:
 
 def _kd_set(r: Recipe, heard: float) -> Stage:
     targets = {"reference": 1, "hypotheses": r.nbest, "both": r.nbest + 1}
-    labelled = files.kd_set(heard, r.speech, targets[r.labelled_targets])
-    unlabelled = files.kd_set(r.unlabelled, r.speech, r.nbest)
+    labelled = data_sizes.kd_set(heard, r.speech, targets[r.labelled_targets])
+    unlabelled = data_sizes.kd_set(r.unlabelled, r.speech, r.nbest)
     return Stage(
         8,
         "KD set (names audio, no copy)",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espnet_kd.planning.machines import GIGA, Machine, Precision
-from espnet_kd.planning.models import Model, Speech
+from espnet_kd.planning.model_costs import Model, Speech
 
 # Two constants make time of FLOP and bytes. They were chosen on ten trainings that
 # ESPnet has published with GPU and time: docs/planning.md has them, and the errors.

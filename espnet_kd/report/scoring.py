@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from kaldialign import edit_distance
 
-from espnet_kd.report.sclite import find_sclite
+from espnet_kd.report.sclite import require_sclite
 
 _SHOWN = 10  # ids listed in full in an error message
 _SCLITE_COUNTS = re.compile(
@@ -97,7 +97,7 @@ def score(
 
     Raises:
         ValueError: the ids of the two differ, or the references hold no word.
-        FileNotFoundError: ``scorer="sclite"`` and there is no sclite (`find_sclite`).
+        FileNotFoundError: ``scorer="sclite"``, which is not installed.
     """
     require_same_ids(refs, hyps)
     ids = tuple(sorted(refs))
@@ -150,6 +150,7 @@ def _align_kaldialign(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
 
 
 def _align_sclite(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
+    require_sclite(", or take --scorer kaldialign")
     # Every distinct word goes in as a code: in a trn file "(", "{", "@" and "-" have a
     # meaning of their own, and an alignment needs to know only which words are equal.
     codes: dict[str, str] = {}
@@ -171,32 +172,28 @@ def sclite_counts(refs: list[str], hyps: list[str], *options: str) -> np.ndarray
 
     Raises:
         FileNotFoundError: there is no sclite.
-        RuntimeError: it did not score every pair.
+        ChildProcessError: it failed, or did not score every pair.
     """
-    program = find_sclite()
-    if program is None:
-        raise FileNotFoundError(
-            "sclite is not on PATH: install SCTK (Debian's package sctk; in an ESPnet "
-            "checkout: tools/installers/install_sctk.sh), or take --scorer kaldialign"
-        )
+    program = require_sclite()
     with tempfile.TemporaryDirectory() as folder:
         for name, texts in (("ref", refs), ("hyp", hyps)):
             lines = "".join(f"{text} (kd-{i})\n" for i, text in enumerate(texts))
             Path(folder, f"{name}.trn").write_text(lines, encoding="latin-1")
-        command = f"{program} -r {folder}/ref.trn trn -h {folder}/hyp.trn trn -i rm"
-        printed = subprocess.run(
-            [*command.split(), *options, "-o", "pralign", "stdout"],
-            check=True,
+        words = f"-r {folder}/ref.trn trn -h {folder}/hyp.trn trn -i rm".split()
+        done = subprocess.run(
+            [program, *words, *options, "-o", "pralign", "stdout"],
             stdout=subprocess.PIPE,
             encoding="latin-1",
-        ).stdout
+        )
+    if done.returncode:
+        raise ChildProcessError(f"{program} failed: exit code {done.returncode}")
     counts = np.full((len(refs), 4), -1, dtype=np.int64)
-    for index, correct, sub, deleted, inserted in _SCLITE_COUNTS.findall(printed):
+    for index, correct, sub, deleted, inserted in _SCLITE_COUNTS.findall(done.stdout):
         length = int(correct) + int(sub) + int(deleted)
         counts[int(index)] = int(sub), int(deleted), int(inserted), length
     if (counts < 0).any():
         lost = int((counts < 0).any(axis=1).sum())
-        raise RuntimeError(
+        raise ChildProcessError(
             f"sclite gave no scores for {lost} of {len(refs)} utterances"
         )
     return counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,10 +69,10 @@ class Row:
     parameters: int | None
     bytes: int | None
     compression: float | None
-    reduction: float | None
-    p_value: float | None
-    apart: bool | None
-    gap_closed: float | None
+    reduction: float | None = None
+    p_value: float | None = None
+    apart: bool | None = None
+    gap_closed: float | None = None
 
 
 def summarise(
@@ -105,51 +105,54 @@ def summarise(
     lengths = next(iter(means.values())).lengths
     drawn = dict(zip(means, bootstrap_rates(errors, lengths, resamples, seed)))
 
+    return [
+        _row(name, by_name, means, drawn, roles, interval(drawn[name], confidence))
+        for name in by_name
+    ]
+
+
+def _row(
+    name: str,
+    by_name: dict[str, System],
+    means: dict[str, ScoredSet],
+    drawn: dict[str, np.ndarray],
+    roles: Roles,
+    bounds: tuple[float, float],
+) -> Row:
+    """One system; ``drawn``: its error rate, and the others', in each resample."""
+    system = by_name[name]
+    sub, deleted, inserted, units = means[name].totals
+    runs = [run.rate for run in system.runs]
+    size = system.size
     teacher = by_name[roles.teacher].size if roles.teacher else None
-    rate = {name: mean.rate for name, mean in means.items()}
-    base, ceiling = roles.baseline, roles.ceiling
-    rows = []
-    for name, system in by_name.items():
-        sub, deleted, inserted, units = means[name].totals
-        runs = [run.rate for run in system.runs]
-        low, high = interval(drawn[name], confidence)
-        compared = base is not None and name != base
-        rows.append(
-            Row(
-                name=name,
-                rate=rate[name],
-                run_rates=runs,
-                spread=max(runs) - min(runs) if len(runs) > 1 else None,
-                deviation=float(np.std(runs, ddof=1)) if len(runs) > 1 else None,
-                substitutions=float(sub / units),
-                deletions=float(deleted / units),
-                insertions=float(inserted / units),
-                low=low,
-                high=high,
-                parameters=system.size.parameters if system.size else None,
-                bytes=system.size.bytes if system.size else None,
-                compression=(
-                    teacher.parameters / system.size.parameters
-                    if teacher and system.size
-                    else None
-                ),
-                reduction=(
-                    _ratio(rate[base] - rate[name], rate[base]) if compared else None
-                ),
-                p_value=(
-                    paired_p_value(drawn[name], drawn[base], rate[name] - rate[base])
-                    if compared
-                    else None
-                ),
-                apart=_apart(system, by_name[base]) if compared else None,
-                gap_closed=(
-                    _ratio(rate[base] - rate[name], rate[base] - rate[ceiling])
-                    if compared and ceiling and name not in (ceiling, roles.teacher)
-                    else None
-                ),
-            )
-        )
-    return rows
+    row = Row(
+        name=name,
+        rate=means[name].rate,
+        run_rates=runs,
+        spread=max(runs) - min(runs) if len(runs) > 1 else None,
+        deviation=float(np.std(runs, ddof=1)) if len(runs) > 1 else None,
+        substitutions=float(sub / units),
+        deletions=float(deleted / units),
+        insertions=float(inserted / units),
+        low=bounds[0],
+        high=bounds[1],
+        parameters=size.parameters if size else None,
+        bytes=size.bytes if size else None,
+        compression=teacher.parameters / size.parameters if teacher and size else None,
+    )
+    base = roles.baseline
+    if base is None or name == base:
+        return row
+    gain = means[base].rate - row.rate
+    is_student = name not in (roles.ceiling, roles.teacher)
+    gap = means[base].rate - means[roles.ceiling].rate if roles.ceiling else 0.0
+    return replace(
+        row,
+        reduction=_ratio(gain, means[base].rate),
+        p_value=paired_p_value(drawn[name], drawn[base], -gain),
+        apart=_apart(system, by_name[base]),
+        gap_closed=_ratio(gain, gap) if is_student else None,
+    )
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
-from espnet_kd.data.files import write_whole
 from espnet_kd.models.versions import installed_version
 
 Fingerprint = dict[str, Any]
@@ -52,12 +51,6 @@ def code_versions() -> dict[str, str]:
         "espnet_kd": getattr(espnet_kd, "__version__", "unknown"),
         "espnet": installed_version(),
     }
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_fingerprint(shard: str | Path) -> Fingerprint | None:

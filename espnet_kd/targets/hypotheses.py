@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 import numpy as np
 from kaldialign import edit_distance
@@ -14,6 +14,23 @@ if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse.cut import Cut
 
 FIELD = "hypotheses"
+
+
+class SearchResult(NamedTuple):
+    """One entry of a search's n-best list.
+
+    Attributes:
+        text: detokenised words, as stock inference writes them.
+        token_ids: without <sos>, <eos> and blank.
+        score: total log-probability of the search, LM and other scorers included.
+        lm_score: the LM's log-probability, unweighted; None without LM and for
+            transducers, whose searches do not keep it apart.
+    """
+
+    text: str
+    token_ids: list[int]
+    score: float
+    lm_score: float | None = None
 
 
 @dataclass(frozen=True)

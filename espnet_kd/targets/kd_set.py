@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Sequence
 
+from espnet_kd.data.files import write_json
 from espnet_kd.data.kaldi import cuts_to_kaldi, write_table
-from espnet_kd.targets.fingerprint import write_json
 from espnet_kd.targets.hypotheses import FIELD, edits, hypotheses_of, reference_of
 from espnet_kd.targets.selection import (
-    Counter,
+    FilterCounts,
     Filters,
     Target,
     Weighting,
@@ -32,7 +30,7 @@ BINS = 10  # of the histogram, over weights from 0 to 1; one more holds 1 and ab
 
 
 @dataclass
-class Recipe:
+class KDSetSpec:
     """What a KD set is made of.
 
     Attributes:
@@ -56,7 +54,7 @@ class Recipe:
 
 
 class KDSet:
-    """Goes through a recipe's cuts once and counts on the way.
+    """Goes through the cuts of a spec once and counts on the way.
 
     Attributes after `cuts()` has run out:
         num_samples, texts, weights: by the id of the target.
@@ -64,16 +62,16 @@ class KDSet:
         pseudo: {"before" | "after": [word errors, words]} against `true_texts`.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, spec: KDSetSpec) -> None:
+        self.spec = spec
         self.num_samples: dict[str, int] = {}
         self.texts: dict[str, str] = {}
         self.weights: dict[str, float] = {}
-        self.counters = {group: Counter() for group in ("labelled", "unlabelled")}
+        self.counters = {group: FilterCounts() for group in ("labelled", "unlabelled")}
         self.pseudo = {"before": [0, 0], "after": [0, 0]}
-        decoded = [*recipe.unlabelled]
-        if recipe.labelled_targets != "reference":
-            decoded += recipe.labelled
+        decoded = [*spec.unlabelled]
+        if spec.labelled_targets != "reference":
+            decoded += spec.labelled
         self.median = median_words_per_second(itertools.chain.from_iterable(decoded))
 
     def cuts(self) -> Iterator[Cut]:
@@ -84,9 +82,9 @@ class KDSet:
                 or is a part of a longer recording.
         """
         sources: Iterable[tuple[Iterable[CutSet], Callable[[Cut], list[Target]]]] = (
-            (self.recipe.references, self._reference),
-            (self.recipe.labelled, self._labelled),
-            (self.recipe.unlabelled, self._unlabelled),
+            (self.spec.references, self._reference),
+            (self.spec.labelled, self._labelled),
+            (self.spec.unlabelled, self._unlabelled),
         )
         for sets, targets_of in sources:
             for cut in itertools.chain.from_iterable(sets):
@@ -118,16 +116,16 @@ class KDSet:
 
     def _labelled(self, cut: Cut) -> list[Target]:
         references = self._reference(cut)
-        if self.recipe.labelled_targets == "reference":
+        if self.spec.labelled_targets == "reference":
             return references
         targets = self._select(cut, labelled=True)
-        if self.recipe.labelled_targets == "hypotheses" or not references:
+        if self.spec.labelled_targets == "hypotheses" or not references:
             return targets
         return merge_reference(references[0].text, targets)
 
     def _unlabelled(self, cut: Cut) -> list[Target]:
         targets = self._select(cut, labelled=False)
-        true_text = (self.recipe.true_texts or {}).get(cut.id)
+        true_text = (self.spec.true_texts or {}).get(cut.id)
         if true_text is not None:
             found = hypotheses_of(cut)
             self._judge("before", true_text, found[0].text if found else "")
@@ -139,10 +137,10 @@ class KDSet:
         return select(
             cut,
             labelled=labelled,
-            filters=self.recipe.filters,
+            filters=self.spec.filters,
             median=self.median,
-            nbest=self.recipe.nbest,
-            weighting=self.recipe.weighting,
+            nbest=self.spec.nbest,
+            weighting=self.spec.weighting,
             counter=self.counters["labelled" if labelled else "unlabelled"],
         )
 
@@ -212,42 +210,25 @@ def histogram(weights: Iterable[float]) -> dict[str, int]:
     return dict(zip(names, counts))
 
 
-def build(
-    kd_set: KDSet, data_dir: str | Path, options: dict[str, Any]
-) -> tuple[Path, dict[str, Any]]:
-    """Write the set as a Kaldi folder under a temporary name beside `data_dir`.
+def build(kd_set: KDSet, data_dir: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Write the set as a Kaldi folder; returns the stats.
 
     Beside what `cuts_to_kaldi` writes: `kd_weight` ("<utterance> <weight>", ESPnet's
-    text_float), `kd_cuts.jsonl.gz` and `stats.json`. `swap` puts it in its place.
-
-    Returns:
-        The temporary folder and the stats.
+    text_float), `kd_cuts.jsonl.gz` and `stats.json`.
 
     Raises:
         ValueError: no target is left, or an input is at fault.
     """
-    data_dir = Path(data_dir)
-    new = data_dir.parent / f".{data_dir.name}.new"
-    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
-    new.mkdir(parents=True)
-    try:
-        return new, _fill(new, kd_set, options)
-    except BaseException:
-        shutil.rmtree(new)
-        raise
-
-
-def _fill(new: Path, kd_set: KDSet, options: dict[str, Any]) -> dict[str, Any]:
     from lhotse.serialization import SequentialJsonlWriter
 
-    with SequentialJsonlWriter(str(new / CUTS)) as writer:
+    with SequentialJsonlWriter(str(data_dir / CUTS)) as writer:
 
         def written() -> Iterator[Cut]:
             for cut in kd_set.cuts():
                 writer.write(cut)
                 yield cut
 
-        cuts_to_kaldi(written(), new)
+        cuts_to_kaldi(written(), data_dir)
     stats = {"options": options, **kd_set.stats()}
     if not kd_set.texts:
         steps = "; ".join(
@@ -257,19 +238,8 @@ def _fill(new: Path, kd_set: KDSet, options: dict[str, Any]) -> dict[str, Any]:
         )
         raise ValueError(f"no target is left ({steps}); loosen the filters")
     write_table(
-        new / "kd_weight",
+        data_dir / "kd_weight",
         ((key, f"{value:.8g}") for key, value in kd_set.weights.items()),
     )
-    write_json(new / STATS, stats)
+    write_json(data_dir / STATS, stats)
     return stats
-
-
-def swap(new: Path, data_dir: str | Path) -> None:
-    """Put a finished folder in its place, which an older one may hold."""
-    data_dir = Path(data_dir)
-    old = data_dir.parent / f".{data_dir.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if data_dir.exists():
-        os.replace(data_dir, old)
-    os.replace(new, data_dir)
-    shutil.rmtree(old, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Callable, Iterable, Iterator, NamedTuple, Sequ
 import numpy as np
 
 from espnet_kd.targets.hypotheses import Hypothesis, expected_wer, hypotheses_of
+from espnet_kd.targets.weights import error_weights, posterior_weights
 
 if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse.cut import Cut
@@ -102,27 +103,17 @@ class Weighting:
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
         """One weight for each candidate of one utterance."""
-        import torch
-
-        from espnet_kd.losses import error_weights, posterior_weights
-
         scale = self.posterior_scale
         if self.name == "uniform":
             scale = 0.0
         elif scale is None:
             scale = 1.0 if self.name == "posterior" else 0.0
         scores = [each.hypothesis.score for each in candidates]
-        weights = posterior_weights(
-            torch.tensor([scores], dtype=torch.float64),
-            scale,
-            torch.tensor([len(scores)]),
-        )[0]
+        weights = posterior_weights(scores, scale)
         if self.name == "error_weighted":
-            errors = [each.error for each in candidates]
-            weights = weights * error_weights(
-                torch.tensor(errors, dtype=torch.float64), self.beta
-            )
-        return weights.tolist()
+            by_error = error_weights([each.error for each in candidates], self.beta)
+            weights = [one * other for one, other in zip(weights, by_error)]
+        return weights
 
 
 def merge_texts(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
@@ -178,7 +169,7 @@ def median_words_per_second(cuts: Iterable[Cut]) -> float:
     return float(np.median(rates)) if rates else 0.0
 
 
-class Counter:
+class FilterCounts:
     """How many targets, utterances and hours are left after each step."""
 
     def __init__(self) -> None:
@@ -206,7 +197,7 @@ def select(
     median: float,
     nbest: int,
     weighting: Weighting,
-    counter: Counter,
+    counter: FilterCounts,
 ) -> list[Target]:
     """The hypotheses of one cut that become targets, best first."""
     counter.add("decoded", len(hypotheses_of(cut)), cut.duration)

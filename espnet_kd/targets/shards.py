@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from espnet_kd.targets.hypotheses import (
     Hypothesis,
+    SearchResult,
     edits,
     hypotheses_of,
     posteriors,
@@ -21,7 +22,6 @@ from espnet_kd.targets.hypotheses import (
     wer,
     with_hypotheses,
 )
-from espnet_kd.teacher.decoding import SearchResult
 
 if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse import CutSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import yaml
@@ -18,6 +18,7 @@ from espnet_kd.models.config import (
     task_of,
 )
 from espnet_kd.models.versions import decodes_batches, installed_version, legacy
+from espnet_kd.targets.hypotheses import SearchResult
 
 INFERENCE = {
     "asr": "espnet2.bin.asr_inference",
@@ -46,23 +47,6 @@ OWN_KEYS = (
 SECONDS_IN_BATCH = 0.5
 # Keys whose searches return something other than the n-best list of one speaker.
 NOT_NBEST_KEYS = ("enh_s2t_task", "multi_asr", "streaming")
-
-
-class SearchResult(NamedTuple):
-    """One entry of a search's n-best list.
-
-    Attributes:
-        text: detokenised words, as stock inference writes them.
-        token_ids: without <sos>, <eos> and blank.
-        score: total log-probability of the search, LM and other scorers included.
-        lm_score: the LM's log-probability, unweighted; None without LM and for
-            transducers, whose searches do not keep it apart.
-    """
-
-    text: str
-    token_ids: list[int]
-    score: float
-    lm_score: float | None = None
 
 
 def sampling_rate(config: Mapping[str, Any], path: str | Path = "config.yaml") -> int:
@@ -174,14 +158,7 @@ class TeacherDecoder:
         from espnet2.tasks.asr import ASRTask
         from espnet2.tasks.asr_transducer import ASRTransducerTask
 
-        from espnet_kd.models import warprnnt
-        from espnet_kd.models.loading import names_of_missing_files, whole_models
-
-        warprnnt.install()
         self.task = task_of(config)
-        speech2text = importlib.import_module(INFERENCE[self.task]).Speech2Text
-        check_options(options, self.task)
-        _check_beam(options, speech2text, len(read_config(config)["token_list"]))
         models = {"lm_train_config": lm_train_config, "lm_file": lm_file}
         if self.task == "asr":
             models["ngram_file"] = ngram_file
@@ -190,28 +167,12 @@ class TeacherDecoder:
                 f"ngram_file={ngram_file}: the searches of task asr_transducer take no "
                 "n-gram; use a neural LM (lm_file) or a teacher of task asr"
             )
+        self.speech2text = _stock_search(
+            config, options, asr_model_file=str(model_file), device=device, **models
+        )
         self.batch_size = options.get("batch_size", 1)
-        try:
-            with whole_models(), names_of_missing_files(config):
-                self.speech2text = speech2text(
-                    asr_train_config=str(config),
-                    asr_model_file=str(model_file),
-                    device=device,
-                    **models,
-                    **options,
-                )
-        except NotImplementedError as error:  # a search that takes no batches
-            raise ValueError(f"inference_config: {error}") from error
         if self.batch_size > 1:
-            from espnet_kd.models.lengths import uncorrected, use_true_lengths
-
-            wrong = uncorrected(self.speech2text.asr_model.encoder)
-            if wrong is not None:
-                raise ValueError(
-                    f"batch_size={self.batch_size}: {wrong} ({config}): padding "
-                    "changes what it makes of a batch of utterances; set it to 1"
-                )
-            use_true_lengths(self.speech2text.asr_model)
+            _use_true_lengths(self.speech2text.asr_model, self.batch_size, config)
         if self.speech2text.tokenizer is None:
             raise ValueError(
                 f"{config}: token_type or bpemodel is not set, so token ids cannot be "
@@ -270,6 +231,38 @@ class TeacherDecoder:
             return samples
         # Volume normalisation, where it was trained so.
         return self.preprocess("utterance", {"speech": samples})["speech"]
+
+
+def _stock_search(
+    config: str | Path, options: Mapping[str, Any], **models: str | None
+) -> Any:
+    """ESPnet's `Speech2Text` of models, with search options that it knows."""
+    from espnet_kd.models import warprnnt
+    from espnet_kd.models.loading import names_of_missing_files, whole_models
+
+    warprnnt.install()
+    task = task_of(config)
+    speech2text = importlib.import_module(INFERENCE[task]).Speech2Text
+    check_options(options, task)
+    _check_beam(options, speech2text, len(read_config(config)["token_list"]))
+    try:
+        with whole_models(), names_of_missing_files(config):
+            return speech2text(asr_train_config=str(config), **models, **options)
+    except NotImplementedError as error:  # a search that takes no batches
+        raise ValueError(f"inference_config: {error}") from error
+
+
+def _use_true_lengths(model: Any, batch_size: int, config: str | Path) -> None:
+    """Let padding change nothing, or refuse batches."""
+    from espnet_kd.models.lengths import uncorrected, use_true_lengths
+
+    wrong = uncorrected(model.encoder)
+    if wrong is not None:
+        raise ValueError(
+            f"batch_size={batch_size}: {wrong} ({config}): padding changes what it "
+            "makes of a batch of utterances; set it to 1"
+        )
+    use_true_lengths(model)
 
 
 def _to_results(found: Sequence[tuple]) -> list[SearchResult]:

@@ -6,7 +6,7 @@ import pytest
 
 from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.export.measure import table, take_turns
-from espnet_kd.teacher.decoding import SearchResult
+from espnet_kd.targets.hypotheses import SearchResult
 
 
 def test_turns(recipe):

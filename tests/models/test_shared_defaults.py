@@ -14,7 +14,7 @@ import yaml
 from espnet2.asr_transducer.encoder.encoder import Encoder
 
 from espnet_kd.models.versions import clear_shared_defaults
-from espnet_kd.planning.models import Speech, of_config
+from espnet_kd.planning.model_costs import Speech, of_config
 from espnet_kd.teacher.decoding import TeacherDecoder
 from tests.models.encoders import ENCODERS, write_model
 from tests.tasks.recipe import CONFORMER, KINDS, Recipe, load_stock, merged, teachers

@@ -23,7 +23,7 @@ from espnet_kd.models import versions
 from espnet_kd.models.loading import load_init_param, load_stock_model
 from espnet_kd.models.versions import installed_version, under_both_names
 from espnet_kd.report.size import read_tensors, size_of
-from espnet_kd.report.sparsity import model_weights
+from espnet_kd.report.weights import model_weights
 from tests.models.encoders import (
     ENCODERS,
     IDS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from espnet_kd.planning.machines import CPU_CORE, MACHINES, Machine
-from espnet_kd.planning.models import Model, Speech, of_config, of_size
+from espnet_kd.planning.model_costs import Model, Speech, of_config, of_size
 from espnet_kd.planning.training import (
     Settings,
     Teaching,
@@ -143,7 +143,7 @@ def test_lean_memory_does_not_grow_with_the_vocabulary():
     assert large < 0.1 * lattice_memory(nodes, 5000, 320, copies=3)
 
 
-def test_disk_of_an_experiment():
+def test_data_sizes_of_an_experiment():
     settings = Settings(keep_nbest_models=10, criteria=2, optim="adam")
     # 2 x 10 epochs and the latest, 2 averages, checkpoint.pth of weights and 2 moments
     assert training_disk(STUDENT, settings).value == 4 * 10e6 * (21 + 2 + 3)

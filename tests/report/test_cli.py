@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
 
-from espnet_kd.bin.report import main
+from espnet_kd.bin import report
 from espnet_kd.data.files import write_whole
 from tests.tasks.recipe import Recipe
 
@@ -28,6 +29,15 @@ def exp(tmp_path):
     torch.save({"w": torch.zeros(40, 100)}, tmp_path / "teacher.pth")
     torch.save({"w": torch.zeros(4, 100)}, tmp_path / "student.pth")
     return tmp_path
+
+
+def main(words: list[str]) -> int:
+    """The exit code of the command, whose message goes to stderr, as in a shell."""
+    try:
+        return report.main(words)
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+        return 1
 
 
 def options(exp, *more: object) -> list[str]:

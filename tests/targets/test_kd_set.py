@@ -14,7 +14,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
 from espnet_kd.bin import kd_set
-from espnet_kd.targets import fingerprint as fp
+from espnet_kd.data.files import write_json
 from espnet_kd.targets.hypotheses import (
     Hypothesis,
     posteriors,
@@ -287,7 +287,7 @@ def test_shards_of_two_teachers_are_refused(shards):
     cuts = list(read_cuts("unlabelled.jsonl"))
     for number, beam in [(1, 4), (2, 5)]:
         CutSet(cuts[2 * number - 2 : 2 * number]).to_file(f"{number}.jsonl")
-        fp.write_json(
+        write_json(
             f"{number}.fingerprint.json",
             {
                 "inference": {"beam_size": beam},
@@ -299,7 +299,7 @@ def test_shards_of_two_teachers_are_refused(shards):
         build("--unlabelled 1.jsonl 2.jsonl")
     _, stats = build("--unlabelled 1.jsonl")
     assert stats["options"]["teachers"]["unlabelled"] == {"inference": {"beam_size": 4}}
-    fp.write_json("1.fingerprint.json", {"utterances": 3})
+    write_json("1.fingerprint.json", {"utterances": 3})
     with pytest.raises(SystemExit, match="1.jsonl: holds 2 of 3 utterances"):
         build("--unlabelled 1.jsonl --nbest 2")
 

@@ -20,7 +20,12 @@ from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.models.config import read_config, task_of
 from espnet_kd.models.versions import decodes_batches, default_config, installed_version
 from espnet_kd.targets import fingerprint as fp
-from espnet_kd.targets.hypotheses import Hypothesis, hypotheses_of, read_cuts
+from espnet_kd.targets.hypotheses import (
+    Hypothesis,
+    SearchResult,
+    hypotheses_of,
+    read_cuts,
+)
 from espnet_kd.targets.shards import (
     check_cuts,
     cut_torn_line,
@@ -29,7 +34,6 @@ from espnet_kd.targets.shards import (
     to_hypotheses,
 )
 from espnet_kd.teacher.decoding import (
-    SearchResult,
     TeacherDecoder,
     check_options,
     merge_duplicates,
@@ -360,6 +364,14 @@ def test_options(models, tmp_path):
         check_options({"ctc_weight": 0.3}, "asr_transducer")
     with pytest.raises(ValueError, match="transducer_conf: serach_type"):
         check_options({"transducer_conf": {"serach_type": "tsd"}}, "asr")
+
+
+def test_options_of_the_stage_itself_are_refused_in_a_yaml(tmp_path):
+    model = write_model(tmp_path / "model", "attention")
+    with pytest.raises(
+        ValueError, match=r"inference_config \(asr\): device: no option"
+    ):
+        TeacherDecoder(*model, {"device": "cpu"})
 
 
 @pytest.mark.usefixtures("batches")

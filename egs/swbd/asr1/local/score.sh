@@ -4,7 +4,8 @@
 # after their own scoring, with the words of --local_score_opts before the folder:
 #
 #     local/score.sh [options of espnet_kd.bin.score_eval2000] <folder>
-#     ./run.sh --stage 13 --local_score_opts "--scorer sclite"
+#
+# It needs sclite of NIST's SCTK on PATH (Debian: apt install sctk).
 set -euo pipefail
 
 python=${python:-${PYTHON:-python3}}

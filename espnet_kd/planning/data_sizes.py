@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from espnet_kd.planning.models import Speech
+from espnet_kd.planning.model_costs import Speech
 from espnet_kd.planning.training import Figure
 
 # Bytes of text files, for English. Checked against files that are written, see
@@ -62,7 +62,7 @@ def kd_set(audio: float, speech: Speech, targets: float) -> Figure:
     return Figure(entries * each, f"{entries:.3g} targets x {each:.0f} bytes")
 
 
-class Target(NamedTuple):
+class StoredTarget(NamedTuple):
     """What could be stored of a teacher, and its bytes."""
 
     name: str
@@ -71,7 +71,7 @@ class Target(NamedTuple):
 
 def soft_targets(
     audio: float, speech: Speech, frame_rate: float, top_k: int = 8, band: int = 5
-) -> list[Target]:
+) -> list[StoredTarget]:
     """Bytes of soft targets of each kind: fp16 values, 16-bit ids, no compression."""
     utterances = audio / speech.seconds
     frames, labels = frame_rate * speech.seconds, speech.labels * speech.seconds
@@ -87,6 +87,8 @@ def soft_targets(
         f"band of {band} rows, collapsed": (frames * band, 4, "2 x T x rows x 2"),
     }
     return [
-        Target(name, Figure(utterances * nodes * each, f"{formula} bytes an utterance"))
+        StoredTarget(
+            name, Figure(utterances * nodes * each, f"{formula} bytes an utterance")
+        )
         for name, (nodes, each, formula) in kinds.items()
     ]

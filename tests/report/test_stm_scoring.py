@@ -1,4 +1,4 @@
-"""Alternatives, optional words and fragments; eval2000 by its stm and glm; sclite."""
+"""Scores of eval2000 by its stm and glm, which sclite counts."""
 
 import itertools
 import os
@@ -12,105 +12,16 @@ import pytest
 
 from espnet_kd.bin import score_eval2000 as command
 from espnet_kd.corpora.telephone import utterance_id
-from espnet_kd.report.alternatives import errors, parse
-from espnet_kd.report.eval2000 import HESITATIONS, Scorer, kept_words
 from espnet_kd.report.sclite import SCTK_FOLDER, find_sclite
-from espnet_kd.report.scoring import sclite_counts
+from espnet_kd.report.stm_scoring import HESITATIONS, Scorer, kept_words
 from tests.corpora import swbd_tree
 
+# Where SCTK's programs are looked for.
+SCTK = f"{os.environ['PATH']}:{SCTK_FOLDER}"
 REPO = Path(__file__).parents[2]
-needs_sclite = pytest.mark.skipif(find_sclite() is None, reason="sclite is not there")
-
-
-class TestAlternatives:
-    @pytest.mark.parametrize(
-        "reference, hypothesis, expected",
-        [  # substitutions, deletions, insertions, reference words
-            ("a b c", "a x c", (1, 0, 0, 3)),
-            ("a b c", "a c", (0, 1, 0, 3)),
-            ("a c", "a b c", (0, 0, 1, 2)),
-            ("", "", (0, 0, 0, 0)),
-            ("", "a", (0, 0, 1, 0)),
-            ("A b", "a B", (0, 0, 0, 2)),
-            # Of alternatives the one that fits best, with its own length.
-            ("a { b / c d }", "a c d", (0, 0, 0, 3)),
-            ("a { b / c d }", "a b", (0, 0, 0, 2)),
-            ("a { b / @ }", "a", (0, 0, 0, 1)),
-            ("a { b / { c / d e } } f", "a d e f", (0, 0, 0, 4)),
-            ("he is", "{he is / he has}", (0, 0, 0, 2)),
-            ("that is", "{that's / that is / that has} x", (0, 0, 1, 2)),
-            # An optional word: right or absent is correct, another word is not.
-            ("a (b) c", "a c", (0, 0, 0, 3)),
-            ("a (b) c", "a b c", (0, 0, 0, 3)),
-            ("a (b) c", "a x c", (1, 0, 0, 3)),
-            # A fragment is right where a word begins or ends so.
-            ("hou- a", "house a", (0, 0, 0, 2)),
-            ("-use a", "house a", (0, 0, 0, 2)),
-            ("house a", "hou- a", (0, 0, 0, 2)),
-            ("hou- a", "mouse a", (1, 0, 0, 2)),
-            ("(hou-) a", "a", (0, 0, 0, 2)),
-        ],
-    )
-    def test_by_hand(self, reference, hypothesis, expected):
-        assert errors(parse(reference), parse(hypothesis)) == expected
-
-    def test_best_of_all_readings(self):
-        """Against every reading of both sides and the textbook recursion."""
-        rng = random.Random(5)
-        for _ in range(200):
-            sides = [[choices(rng) for _ in range(rng.randint(0, 4))] for _ in "rh"]
-            texts = [" ".join(slot_text(slot) for slot in side) for side in sides]
-            readings = [
-                [" ".join(r).split() for r in itertools.product(*side)]
-                for side in sides
-            ]
-            least = min(weighted(r, h) for r in readings[0] for h in readings[1])
-            s, d, i, _ = errors(parse(texts[0]), parse(texts[1]))
-            assert 4 * s + 3 * (d + i) == least, texts
-
-    @pytest.mark.parametrize("text", ["a } b", "{ a / b", "a / b"])
-    def test_braces_that_do_not_match(self, text):
-        with pytest.raises(ValueError, match="[{]"):
-            parse(text)
-
-
-def choices(rng: random.Random) -> list[str]:
-    """A slot: the readings of one place."""
-    words = [rng.choice("abc") for _ in range(3)]
-    return rng.choice(
-        [words[:1], words[:2], [words[0], ""], [f"{words[0]} {words[1]}", words[2]]]
-    )
-
-
-def slot_text(slot: list[str]) -> str:
-    alternatives = " / ".join(reading or "@" for reading in slot)
-    return alternatives if len(slot) == 1 else f"{{ {alternatives} }}"
-
-
-def weighted(ref: list[str], hyp: list[str]) -> int:
-    """Edit distance with sclite's weights 4, 3 and 3."""
-    row = [3 * j for j in range(len(hyp) + 1)]
-    for i, r in enumerate(ref, 1):
-        above, row = row, [3 * i]
-        for j, h in enumerate(hyp, 1):
-            row.append(min(above[j] + 3, row[j - 1] + 3, above[j - 1] + 4 * (r != h)))
-    return row[-1]
-
-
-@needs_sclite
-def test_sclite_counts_alternatives_alike():
-    """Words, fragments, optional words and alternatives at random."""
-    rng = random.Random(11)
-    words = "a b c house hou- -se (uh) (b) (hou-) { a / b c } { a / @ }".split(" ")
-    tokens = [*words[:9], "{ a / b c }", "{ c / (uh) b }", "{ house / hou- }"]
-    pairs = []
-    for _ in range(500):
-        ref = rng.choices([*tokens, "{ a / @ }"], k=rng.randint(1, 8))
-        hyp = [t for t in ref if rng.random() < 0.8 and t != "{ a / @ }"]
-        hyp = [t if rng.random() < 0.8 else rng.choice(tokens) for t in hyp]
-        pairs.append((" ".join(ref), " ".join(hyp)))
-    theirs = sclite_counts(*map(list, zip(*pairs)), "-F", "-D").tolist()
-    assert [list(errors(parse(r), parse(h))) for r, h in pairs] == theirs
+needs_sclite = pytest.mark.skipif(
+    find_sclite() is None, reason="sclite is not installed (apt install sctk)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +46,10 @@ HYPOTHESES = {
 }
 
 
+@needs_sclite
 class TestScorer:
-    @pytest.mark.parametrize(
-        "aligner", ["own", pytest.param("sclite", marks=needs_sclite)]
-    )
-    def test_by_hand(self, data, aligner):
-        found = Scorer(data / "stm", data / "glm", aligner)(HYPOTHESES)
+    def test_by_hand(self, data):
+        found = Scorer(data / "stm", data / "glm")(HYPOTHESES)
         counts = {
             key: row.tolist() for key, row in zip(found["all"].ids, found["all"].counts)
         }
@@ -207,6 +116,7 @@ def test_the_filter_of_the_recipe_leaves_the_same():
     assert done.stdout.splitlines() == expected
 
 
+@needs_sclite
 class TestCommand:
     def test_table_of_each_subset(self, data, tmp_path):
         text = tmp_path / "text"
@@ -231,16 +141,25 @@ class TestCommand:
             command.main(["--data_dir", str(data), "--hyp", "x", str(text)])
 
 
-@needs_sclite
+def test_without_sclite(data, tmp_path, monkeypatch):
+    """Told before anything is read or aligned, with what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("espnet_kd.report.sclite.SCTK_FOLDER", str(tmp_path))
+    message = "score_eval2000: sclite: not found on PATH.*apt install sctk.*to PATH"
+    with pytest.raises(SystemExit, match=message):
+        command.main(["--data_dir", str(data), "--hyp", "x", "absent"])
+
+
 @pytest.mark.skipif(
-    shutil.which("csrfilt.sh", path=SCTK_FOLDER) is None, reason="SCTK is not installed"
+    not (find_sclite() and shutil.which("csrfilt.sh", path=SCTK)),
+    reason="SCTK is not installed (apt install sctk)",
 )
 def test_nist_pipeline_gives_the_same(data, tmp_path):
     """What hubscr.pl runs: csrfilt.sh on stm and ctm, which sclite aligns."""
     segments, hypotheses = conversation(random.Random(2))
     (tmp_path / "stm").write_text("".join(f"{line}\n" for line in segments))
     (tmp_path / "ctm").write_text("".join(ctm(segments, hypotheses)))
-    environment = {**os.environ, "PATH": f"{SCTK_FOLDER}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": SCTK}
     for name, kind in (("stm", "ref"), ("ctm", "hyp")):
         filtering = ["csrfilt.sh", "-i", name, "-t", kind, "-dh", str(data / "glm")]
         with open(tmp_path / name) as source, open(tmp_path / f"{name}.f", "w") as out:

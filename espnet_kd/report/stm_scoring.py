@@ -6,7 +6,9 @@ What Kaldi's and ESPnet's score.sh do with hubscr.pl, on transcripts instead of 
                 are optional in the reference, so nothing is lost
     both        the glm's rules, upper case, no hyphens within words (`report.glm`)
     segment     the reference with its alternatives against the utterance that was
-                decoded from it, aligned as `sclite -F -D` does (`report.alternatives`)
+                decoded from it, aligned by `sclite -F -D`: of alternatives the best
+                reading counts, an optional word may be left out, and a fragment is
+                right where a word begins with it
 
 sw_ calls are the subset swbd, en_ calls callhm.
 """
@@ -14,16 +16,12 @@ sw_ calls are the subset swbd, en_ calls callhm.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
 
 from espnet_kd.corpora.eval2000 import HESITATION, SUBSETS, read_stm, scored
 from espnet_kd.corpora.switchboard_text import NOISES
-from espnet_kd.report.alternatives import errors, parse
 from espnet_kd.report.glm import GlobalMap, read_glm
+from espnet_kd.report.sclite import require_sclite
 from espnet_kd.report.scoring import ScoredSet, require_same_ids, sclite_counts
 
 # Kaldi's and ESPnet's score.sh: what the glm maps to %HESITATION.
@@ -50,17 +48,17 @@ class Scorer:
     Args:
         stm: e.g. data/eval2000/stm.
         glm: e.g. data/eval2000/glm.
-        aligner: "own" or "sclite", which must be installed.
 
     Raises:
+        FileNotFoundError: sclite is not installed, or a file is missing.
         ValueError: at a damaged file, or where no call belongs to a subset.
     """
 
-    def __init__(self, stm: Path, glm: Path, aligner: str = "own"):
+    def __init__(self, stm: Path, glm: Path):
+        require_sclite()
         rules = read_glm(glm, "ref")
         self.hypothesis_rules: GlobalMap = read_glm(glm, "hyp")
         self.references = {s.id: rules(s.transcript) for s in scored(read_stm(stm))}
-        self.align = ALIGNERS[aligner]
         self.subsets = {
             name: {key for key in self.references if key.startswith(prefix)}
             for name, prefix in SUBSETS.items()
@@ -91,7 +89,8 @@ class Scorer:
         require_same_ids(self.references, hypotheses)
         ids = sorted(self.references)
         texts = [self.hypothesis_rules(kept_words(hypotheses[i])) for i in ids]
-        counts = self.align([self.references[i] for i in ids], texts)
+        references = [self.references[i] for i in ids]
+        counts = sclite_counts(references, texts, "-F", "-D")
         parts = {**self.subsets, "all": set(ids)}
         return {
             name: ScoredSet(
@@ -101,19 +100,3 @@ class Scorer:
             for name, members in parts.items()
             if members
         }
-
-
-def _align_own(refs: list[str], hyps: list[str]) -> np.ndarray:
-    """(N, 4) substitutions, deletions, insertions, reference words."""
-    pairs = tqdm(zip(refs, hyps), "scoring", len(refs), unit="segment", disable=None)
-    return np.array([errors(parse(ref), parse(hyp)) for ref, hyp in pairs])
-
-
-def _align_sclite(refs: list[str], hyps: list[str]) -> np.ndarray:
-    return sclite_counts(refs, hyps, "-F", "-D")
-
-
-ALIGNERS: dict[str, Callable[[list[str], list[str]], np.ndarray]] = {
-    "own": _align_own,
-    "sclite": _align_sclite,
-}

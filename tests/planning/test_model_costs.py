@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_kd.planning.models import Speech, activations, build, of_config
+from espnet_kd.planning.model_costs import Speech, activations, build, of_config
 from espnet_kd.planning.training import settings_of, training_disk
 from tests.tasks.recipe import KINDS, RATE, TOKENS, Recipe
 
@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_built_says_what_to_do(tmp_path):
         of_config(config, len(TOKENS), SPEECH)
 
 
-def test_disk_of_a_training(tmp_path):
+def test_data_sizes_of_a_training(tmp_path):
     """An experiment folder after three epochs, of which two are kept."""
     recipe = Recipe(tmp_path)
     changes = dict(

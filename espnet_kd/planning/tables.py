@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from espnet_kd.planning.files import Target
+from espnet_kd.planning.data_sizes import StoredTarget
 from espnet_kd.planning.stages import Recipe, Stage
 from espnet_kd.planning.training import Figure
 from espnet_kd.report.render import table as columns
@@ -51,7 +51,7 @@ def table(recipe: Recipe, stages: Sequence[Stage]) -> str:
     return "\n".join([*lines, "", *columns(cells), "", *notes])
 
 
-def targets_table(targets: Sequence[Target]) -> str:
+def targets_table(targets: Sequence[StoredTarget]) -> str:
     """What stored soft targets would take, which no stage writes today."""
     cells = {
         "If soft targets were stored (not there yet)": [t.name for t in targets],

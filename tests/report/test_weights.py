@@ -14,7 +14,7 @@ from espnet_kd.models.loading import load_model
 from espnet_kd.report.layers import grouped, layer_table
 from espnet_kd.report.operations import Counts, Operations, operations
 from espnet_kd.report.size import read_tensors, size_of
-from espnet_kd.report.sparsity import (
+from espnet_kd.report.weights import (
     Layer,
     MultiplyAdds,
     compressed_bytes,

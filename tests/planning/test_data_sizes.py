@@ -12,10 +12,10 @@ import soundfile
 from espnet_kd.bin import kd_set
 from espnet_kd.data.format import format_data
 from espnet_kd.data.kaldi import cuts_from_kaldi
-from espnet_kd.planning import files
-from espnet_kd.planning.models import Speech
+from espnet_kd.planning import data_sizes
+from espnet_kd.planning.model_costs import Speech
+from espnet_kd.targets.hypotheses import SearchResult
 from espnet_kd.targets.shards import decode_cuts
-from espnet_kd.teacher.decoding import SearchResult
 
 UTTERANCES, SECONDS, RATE, NBEST = 6, 4, 8000, 3
 SPEECH = Speech(rate=RATE, seconds=SECONDS, longest=SECONDS, labels=4.0)
@@ -54,7 +54,7 @@ def size_of(folder: Path, pattern: str = "*") -> int:
 def test_perturbed_audio_is_written_and_the_rest_is_not(data, tmp_path):
     factors = [0.9, 1.0, 1.1]
     format_data(data, tmp_path / "dump", RATE, factors)
-    planned = files.formatted_audio(AUDIO, SPEECH, factors, is_whole=True)
+    planned = data_sizes.formatted_audio(AUDIO, SPEECH, factors, is_whole=True)
     written = size_of(tmp_path / "dump", "*.wav")
     assert planned.value == pytest.approx(written, rel=0.001)
 
@@ -62,7 +62,7 @@ def test_perturbed_audio_is_written_and_the_rest_is_not(data, tmp_path):
 def test_segments_are_written_at_every_speed():
     # 10 h at 16 kHz in 16 bit, 1/0.9 + 1 + 1/1.1 times as long
     speech = Speech(seconds=3600.0)
-    found = files.formatted_audio(36000.0, speech, [0.9, 1, 1.1], is_whole=False)
+    found = data_sizes.formatted_audio(36000.0, speech, [0.9, 1, 1.1], is_whole=False)
     seconds = 36000 * (1 / 0.9 + 1 + 1 / 1.1)
     assert found.value == pytest.approx(seconds * 32000, rel=1e-5)
 
@@ -85,7 +85,7 @@ def shard(data, tmp_path_factory) -> Path:
 
 
 def test_hypotheses(shard):
-    planned = files.hypotheses(AUDIO, SPEECH, NBEST).value
+    planned = data_sizes.hypotheses(AUDIO, SPEECH, NBEST).value
     assert planned == pytest.approx(shard.stat().st_size, rel=0.1)
 
 
@@ -93,7 +93,7 @@ def test_kd_set(shard, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = f"--labelled {shard} --labelled_targets hypotheses --nbest {NBEST}"
     kd_set.main([*words.split(), "--output_dir", "kd"])
-    planned = files.kd_set(AUDIO, SPEECH, NBEST).value
+    planned = data_sizes.kd_set(AUDIO, SPEECH, NBEST).value
     written = size_of(tmp_path / "kd") - size_of(tmp_path / "kd", "stats.json")
     assert planned == pytest.approx(written, rel=0.35)
 
@@ -101,7 +101,7 @@ def test_kd_set(shard, tmp_path, monkeypatch):
 def test_soft_targets_by_hand():
     # One utterance of 10 s: 250 frames, 40 labels.
     speech = Speech(seconds=10.0, labels=4.0)
-    found = files.soft_targets(10.0, speech, frame_rate=25.0, top_k=8, band=5)
+    found = data_sizes.soft_targets(10.0, speech, frame_rate=25.0, top_k=8, band=5)
     sizes = {re.sub(r"[^a-z ].*", "", t.name).strip(): t.size.value for t in found}
     assert sizes == {
         "frames": 250 * 8 * 4,
