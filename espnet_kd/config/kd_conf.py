@@ -339,7 +339,7 @@ class KDConf:
         tolerance: the backward pass leaves out nodes of a lattice whose largest
             gradient is below this fraction of the batch's largest; 0 is exact.
         pruning: makes the student sparse while it learns, with or without KD.
-        init_from_teacher: layers and widths that the student takes from a teacher
+        init_from_teacher: layers that the student takes from a teacher of its width
             before it is trained, with or without KD.
     """
 

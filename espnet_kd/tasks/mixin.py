@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from espnet2.utils.nested_dict_action import NestedDictAction
 
-from espnet_kd.compress.init_from_teacher.initialisation import init_from_teacher
+from espnet_kd.compress.init_from_teacher import init_from_teacher
 from espnet_kd.compress.pruning import make_pruner
 from espnet_kd.config.kd_conf import InitConf, KDConf, parse_kd_conf
 from espnet_kd.models import warprnnt
@@ -99,7 +99,7 @@ class KDTaskMixin:
             return model
         if conf.init_from_teacher is not None:
             with _refusing():
-                _grow(model, conf.init_from_teacher, args)
+                _init_from_teacher(model, conf.init_from_teacher, args)
         is_kd = _is_kd(args, conf)
         if is_kd if conf.true_lengths is None else conf.true_lengths:
             use_true_lengths(model)
@@ -218,7 +218,9 @@ def _check_teachers(args: argparse.Namespace) -> None:
         )
 
 
-def _grow(model: torch.nn.Module, conf: InitConf, args: argparse.Namespace) -> None:
+def _init_from_teacher(
+    model: torch.nn.Module, conf: InitConf, args: argparse.Namespace
+) -> None:
     index = conf.teacher_index
     if index >= len(args.teacher_config):
         raise ValueError(
