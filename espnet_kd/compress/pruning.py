@@ -54,14 +54,20 @@ class Pruner:
         """Prune, after so many updates, and hold what is pruned at zero."""
         is_late = updates > self.conf.start and not self.pruned
         if self.conf.is_due(updates) or is_late:
-            self._choose(updates)
+            self.choose(updates)
         for name, pruned in self.pruned.items():
             weight = self.weights[name]
             for value in (weight, *optimizer.state.get(weight, {}).values()):
                 if isinstance(value, Tensor) and value.shape == pruned.shape:
                     value.masked_fill_(pruned, 0)  # the weight, and its moments
 
-    def _choose(self, updates: int) -> None:
+    @torch.no_grad()
+    def choose(self, updates: int) -> None:
+        """Choose the masks that the schedule has after so many updates.
+
+        Until the schedule ends, every pruned weight gets its last value back, so that
+        all are compared; `after_update` zeroes those that the new masks hold.
+        """
         values = {
             name: self._restored(name, weight) for name, weight in self.weights.items()
         }

@@ -89,8 +89,8 @@ class KDConf(Section):
     )
     init_from_teacher: InitConf | None = option(
         _nested("mapping"),
-        """Layers that the student takes from a teacher before it is trained, with or
-        without KD.""",
+        """Layers that the student takes from a teacher of its width before it is
+        trained, with or without KD.""",
         None,
     )
 

@@ -110,23 +110,12 @@ def sph2pipe() -> str:
     return program
 
 
-def source(path: str | Path, channel: int = 0) -> AudioSource:
+def _source(path: Path, header: Header, channel: int) -> AudioSource:
     """Where Lhotse, Kaldi and ESPnet read one channel of a SPHERE file.
 
     The file itself where libsndfile reads it (one channel, PCM, not compressed), else
     a sph2pipe command that gives the channel as 16-bit wav.
-
-    Args:
-        channel: counted from 0, as Lhotse does (sph2pipe counts from 1).
-
-    Raises:
-        FileNotFoundError: where the file, or the program it needs, is missing.
-        ValueError: where the header is damaged or the file has no such channel.
     """
-    return _source(Path(path), read_header(path), channel)
-
-
-def _source(path: Path, header: Header, channel: int) -> AudioSource:
     from lhotse.audio import AudioSource
 
     if not 0 <= channel < header.channel_count:
@@ -144,7 +133,14 @@ def recording(path: str | Path, recording_id: str, channel: int = 0) -> Recordin
     """One channel of a SPHERE file as a Lhotse recording; no audio is decoded.
 
     Its only channel is 0 whatever `channel` of the file it is, as `cuts_to_kaldi`
-    wants. Raises as `source`.
+    needs it.
+
+    Args:
+        channel: of the file, counted from 0, as Lhotse does (sph2pipe counts from 1).
+
+    Raises:
+        FileNotFoundError: where the file, or the program it needs, is missing.
+        ValueError: where the header is damaged or the file has no such channel.
     """
     from lhotse import Recording
 

@@ -18,7 +18,7 @@ from espnet_kd.export.formats import save_compressed
 from espnet_kd.export.inference import save_int8
 from espnet_kd.export.names import RECORD, TABLE, path_of
 from espnet_kd.models.config import read_config, task_of
-from espnet_kd.models.loading import load_model
+from espnet_kd.models.loading import load_model, missing_file, stock_task
 from espnet_kd.models.versions import default_config, under_both_names
 from espnet_kd.targets.fingerprint import code_versions, hash_file
 
@@ -124,18 +124,12 @@ def plain_config(config: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     Args:
         path: of the configuration, which tells the task.
     """
-    from espnet2.tasks.asr import ASRTask
-    from espnet2.tasks.asr_transducer import ASRTransducerTask
-
     from espnet_kd.tasks.asr import ASRKDTask
     from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
 
-    ours, stock = (
-        (ASRTransducerKDTask, ASRTransducerTask)
-        if task_of(path) == "asr_transducer"
-        else (ASRKDTask, ASRTask)
-    )
-    added = default_config(ours).keys() - default_config(stock).keys()
+    task = task_of(path)
+    ours = ASRTransducerKDTask if task == "asr_transducer" else ASRKDTask
+    added = default_config(ours).keys() - default_config(stock_task(task)).keys()
     return {name: value for name, value in config.items() if name not in added}
 
 
@@ -157,10 +151,7 @@ def files_of(config: Mapping[str, Any]) -> list[str]:
     """
     bpemodel = config.get("bpemodel")
     if config.get("token_type") == "bpe" and not Path(bpemodel or "").is_file():
-        raise FileNotFoundError(
-            f"config.yaml: bpemodel: {bpemodel}: no such file from the current folder; "
-            "run from the recipe folder in which the model was trained"
-        )
+        raise missing_file("config.yaml", f"bpemodel: {bpemodel}")
     read = [v for k, v in config.items() if k in _READ or k.endswith("_conf")]
     return sorted({text for text in _strings(read) if _is_relative_file(text)})
 

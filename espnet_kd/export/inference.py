@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -17,15 +16,9 @@ from torch import Tensor
 from espnet_kd.data.files import write_whole
 from espnet_kd.export.formats import compressed_names, load_compressed
 from espnet_kd.export.names import form_of
-from espnet_kd.models import warprnnt
-from espnet_kd.models.config import read_config, task_of
-from espnet_kd.models.loading import (
-    names_of_missing_files,
-    set_weights,
-    whole_models,
-)
+from espnet_kd.models.config import read_config
+from espnet_kd.models.loading import build_speech2text, set_weights
 from espnet_kd.models.versions import named_as
-from espnet_kd.teacher.decoding import INFERENCE
 
 # ESPnet's own switch: torch.quantization.quantize_dynamic of these modules.
 INT8 = dict(
@@ -58,7 +51,7 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
         )
     form = form_of(file)
     if form == "dense":
-        return _stock(config, file, **options)
+        return build_speech2text(config, file, **options)
     if form == "int8":
         options, state = {**options, **INT8}, _read_int8(file)
     else:
@@ -68,7 +61,7 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
         # ESPnet has no more.
         plain = Path(folder) / "config.yaml"
         plain.write_text(yaml.safe_dump({**read_config(config), "init": None}))
-        speech2text = _stock(plain, None, **options)
+        speech2text = build_speech2text(plain, None, **options)
     model = speech2text.asr_model
     set_weights(model, state, file, config)
     if form == "int8":
@@ -83,7 +76,8 @@ def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> N
     --quantize_modules Linear LSTM` makes it: int8 weights of linear and LSTM layers,
     one scale a weight; activations are quantised while it runs."""
     with _quiet():
-        state = _stock(config, model_file, **INT8).asr_model.state_dict()
+        speech2text = build_speech2text(config, model_file, **INT8)
+        state = speech2text.asr_model.state_dict()
         content = {"format": "int8", "state_dict": state}
         write_whole(path, lambda part: torch.save(content, part))
 
@@ -100,17 +94,6 @@ def _quiet() -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", what)
         yield
-
-
-def _stock(config: str | Path, model_file: str | Path | None, **options: Any) -> Any:
-    warprnnt.install()
-    speech2text = importlib.import_module(INFERENCE[task_of(config)]).Speech2Text
-    with whole_models(), names_of_missing_files(config):
-        return speech2text(
-            asr_train_config=str(config),
-            asr_model_file=model_file and str(model_file),
-            **options,
-        )
 
 
 def _read_int8(path: str | Path) -> dict:
@@ -177,7 +160,12 @@ def use_csr(model: torch.nn.Module, weights: Collection[str]) -> list[str]:
     Returns:
         Names of the layers whose kernel changed.
     """
-    layers = _linears(model, weights)
+    weights = named_as(model.state_dict().keys(), dict.fromkeys(weights))
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in weights
+    }
     for layer in layers.values():
         with warnings.catch_warnings():  # "CSR support is in beta state"
             warnings.simplefilter("ignore", UserWarning)
@@ -192,51 +180,3 @@ def use_csr(model: torch.nn.Module, weights: Collection[str]) -> list[str]:
         layer.weight = torch.nn.Parameter(csr, requires_grad=False)
         layer.__class__ = CSRLinear
     return list(layers)
-
-
-def use_sparse_tensor_cores(
-    model: torch.nn.Module, weights: Collection[str]
-) -> dict[str, str]:
-    """Let linear layers multiply on the sparse tensor cores of a GPU, in place.
-
-    Args:
-        model: on the GPU, in float16 or bfloat16 (what torch takes beside them differs
-            by version).
-        weights: names of weights that obey 2:4, say `compressed_names(file)`.
-
-    Returns:
-        For each of these linear layers "" where its kernel changed, or why torch
-        refused it (the kernels ask for shapes in multiples of 32 or 64).
-
-    Raises:
-        ValueError: this torch or this device has no such kernel.
-    """
-    to_semi_structured = getattr(torch.sparse, "to_sparse_semi_structured", None)
-    if to_semi_structured is None:
-        raise ValueError(f"2:4: torch {torch.__version__} has no kernel; 2.1 has")
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        raise ValueError(f"2:4: there is no kernel for {device}, only for CUDA")
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        raise ValueError("2:4: sparse tensor cores come with compute capability 8.0")
-    refused = {}
-    for name, layer in _linears(model, weights).items():
-        try:
-            weight = to_semi_structured(layer.weight.detach())
-        except (RuntimeError, ValueError) as error:
-            refused[name] = str(error)
-            continue
-        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-        refused[name] = ""
-    return refused
-
-
-def _linears(
-    model: torch.nn.Module, weights: Collection[str]
-) -> dict[str, torch.nn.Linear]:
-    weights = named_as(model.state_dict().keys(), dict.fromkeys(weights))
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in weights
-    }

@@ -8,6 +8,7 @@ that this package reads goes through `whole_models`, and what training starts fr
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pickle
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from espnet_kd.models.checkpoints import damage_of
-from espnet_kd.models.config import read_config, task_of
+from espnet_kd.models.config import TaskName, read_config, task_of
 from espnet_kd.models.versions import (
     clear_shared_defaults,
     installed_version,
@@ -31,6 +32,10 @@ from espnet_kd.models.versions import (
 )
 
 State = Mapping[str, torch.Tensor]
+INFERENCE = {
+    "asr": "espnet2.bin.asr_inference",
+    "asr_transducer": "espnet2.bin.asr_transducer_inference",
+}
 _ONE_AT_A_TIME = RLock()  # a method of ESPnet's model class is replaced meanwhile
 
 
@@ -58,30 +63,69 @@ def load_stock_model(
             configuration names is missing.
         ValueError: the checkpoint lacks weights of the model, or holds others.
     """
-    from espnet2.tasks.asr import ASRTask
-    from espnet2.tasks.asr_transducer import ASRTransducerTask
-
-    from espnet_kd.models import warprnnt
-
-    warprnnt.install()
-    task = ASRTransducerTask if task_of(config) == "asr_transducer" else ASRTask
-    with whole_models(), names_of_missing_files(config):
+    task = stock_task(task_of(config))
+    with _building(config):
         model, _ = task.build_model_from_file(str(config), str(model_file), device)
     return model
 
 
+def stock_task(task: TaskName) -> type:
+    """ESPnet's own task class."""
+    from espnet2.tasks.asr import ASRTask
+    from espnet2.tasks.asr_transducer import ASRTransducerTask
+
+    return ASRTransducerTask if task == "asr_transducer" else ASRTask
+
+
+def speech2text_class(task: TaskName) -> type:
+    """ESPnet's stock inference of a task."""
+    return importlib.import_module(INFERENCE[task]).Speech2Text
+
+
+def build_speech2text(
+    config: str | Path, model_file: str | Path | None, **options: Any
+) -> Any:
+    """Build ESPnet's `Speech2Text` with a trained model, and the LM of its options.
+
+    Args:
+        config, model_file: as of `load_stock_model`; without a file the weights are
+            random.
+        options: of `Speech2Text`, say beam_size or lm_file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_stock_model`.
+    """
+    speech2text = speech2text_class(task_of(config))
+    with _building(config):
+        return speech2text(
+            asr_train_config=str(config),
+            asr_model_file=model_file and str(model_file),
+            **options,
+        )
+
+
 @contextmanager
-def names_of_missing_files(config: str | Path) -> Iterator[None]:
-    """Says of a file that ESPnet did not find which configuration asked for it."""
+def _building(config: str | Path) -> Iterator[None]:
+    """Within it, ESPnet builds what a configuration and its files describe, or an error
+    names the configuration that asked for a missing file."""
+    from espnet_kd.models import warprnnt
+
+    warprnnt.install()
     try:
-        yield
+        with whole_models():
+            yield
     except FileNotFoundError as error:
-        if error.filename is None:  # says what to do already
+        if error.filename is None:  # ours, with its own remedy
             raise
-        raise FileNotFoundError(
-            f"{config}: it names {error.filename}, which is not found from the current "
-            "folder; run from the recipe folder in which the model was trained"
-        ) from error
+        raise missing_file(config, error.filename) from error
+
+
+def missing_file(config: str | Path, name: str) -> FileNotFoundError:
+    """The error for a file that a configuration names."""
+    return FileNotFoundError(
+        f"{config}: it names {name}, which is not found from the current folder; run "
+        "from the recipe folder in which the model was trained"
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_CHUNK_DRAWS = 4_000_000  # utterances drawn at a time, 32 MB of indices
+CHUNK_DRAWS = 4_000_000  # utterances drawn at a time, 32 MB of indices
 _TIE = 1e-12  # two rates nearer than this are equal; the rest is rounding
 
 
@@ -53,7 +53,7 @@ def bootstrap_rates(
     """
     rng = np.random.default_rng(seed)
     errors, lengths = errors.astype(np.float64), lengths.astype(np.float64)
-    step = max(1, _CHUNK_DRAWS // len(lengths))
+    step = max(1, CHUNK_DRAWS // len(lengths))
     chunks = [
         rates_of(
             errors,

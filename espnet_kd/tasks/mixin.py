@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from espnet2.utils.nested_dict_action import NestedDictAction
 
-from espnet_kd.compress.init_from_teacher.initialisation import init_from_teacher
+from espnet_kd.compress.init_from_teacher import init_from_teacher
 from espnet_kd.compress.pruning import make_pruner
 from espnet_kd.config.init import InitConf
 from espnet_kd.config.kd_conf import KDConf, parse_kd_conf

@@ -20,10 +20,6 @@ from espnet_kd.models.config import (
 from espnet_kd.models.versions import decodes_batches, installed_version, legacy
 from espnet_kd.targets.hypotheses import SearchResult
 
-INFERENCE = {
-    "asr": "espnet2.bin.asr_inference",
-    "asr_transducer": "espnet2.bin.asr_transducer_inference",
-}
 SEARCH = {
     "asr": ("transducer_conf", "espnet2.asr.transducer.beam_search_transducer"),
     "asr_transducer": (
@@ -154,11 +150,12 @@ class TeacherDecoder:
         ngram_file: str | None = None,
         device: str = "cpu",
     ) -> None:
-        from espnet2.asr_transducer.utils import TooShortUttError
-        from espnet2.tasks.asr import ASRTask
-        from espnet2.tasks.asr_transducer import ASRTransducerTask
+        from espnet_kd.models.loading import build_speech2text, stock_task
 
+        conf = read_config(config)
         self.task = task_of(config)
+        check_options(options, self.task)
+        _check_beam(options, self.task, len(conf["token_list"]))
         models = {"lm_train_config": lm_train_config, "lm_file": lm_file}
         if self.task == "asr":
             models["ngram_file"] = ngram_file
@@ -167,25 +164,28 @@ class TeacherDecoder:
                 f"ngram_file={ngram_file}: the searches of task asr_transducer take no "
                 "n-gram; use a neural LM (lm_file) or a teacher of task asr"
             )
-        self.speech2text = _stock_search(
-            config, options, asr_model_file=str(model_file), device=device, **models
-        )
         self.batch_size = options.get("batch_size", 1)
+        try:
+            self.speech2text = build_speech2text(
+                config, model_file, device=device, **models, **options
+            )
+        except NotImplementedError as error:  # a search that takes no batches
+            raise ValueError(f"inference_config: {error}") from error
         if self.batch_size > 1:
-            _use_true_lengths(self.speech2text.asr_model, self.batch_size, config)
+            _prepare_for_batches(
+                self.speech2text.asr_model, f"batch_size={self.batch_size}", config
+            )
         if self.speech2text.tokenizer is None:
             raise ValueError(
                 f"{config}: token_type or bpemodel is not set, so token ids cannot be "
                 "turned into words; add them to the configuration"
             )
-        task = ASRTask if self.task == "asr" else ASRTransducerTask
-        self.preprocess = task.build_preprocess_fn(
+        self.preprocess = stock_task(self.task).build_preprocess_fn(
             self.speech2text.asr_train_args, False
         )
-        subsampling = legacy("nets.pytorch_backend.transformer.subsampling")
-        self.too_short = (subsampling.TooShortUttError, TooShortUttError)
-        self.min_samples = _padding(read_config(config)) + 1
-        self.sampling_rate = sampling_rate_of(read_config(config))
+        self.too_short = _too_short_errors()
+        self.min_samples = _padding(conf) + 1
+        self.sampling_rate = sampling_rate_of(conf)
 
     def __call__(self, samples: np.ndarray) -> list[SearchResult]:
         """Decode one utterance of float32 samples (N,), full scale 1.0.
@@ -233,36 +233,25 @@ class TeacherDecoder:
         return self.preprocess("utterance", {"speech": samples})["speech"]
 
 
-def _stock_search(
-    config: str | Path, options: Mapping[str, Any], **models: str | None
-) -> Any:
-    """ESPnet's `Speech2Text` of models, with search options that it knows."""
-    from espnet_kd.models import warprnnt
-    from espnet_kd.models.loading import names_of_missing_files, whole_models
-
-    warprnnt.install()
-    task = task_of(config)
-    speech2text = importlib.import_module(INFERENCE[task]).Speech2Text
-    check_options(options, task)
-    _check_beam(options, speech2text, len(read_config(config)["token_list"]))
-    try:
-        with whole_models(), names_of_missing_files(config):
-            return speech2text(asr_train_config=str(config), **models, **options)
-    except NotImplementedError as error:  # a search that takes no batches
-        raise ValueError(f"inference_config: {error}") from error
-
-
-def _use_true_lengths(model: Any, batch_size: int, config: str | Path) -> None:
-    """Let padding change nothing, or refuse batches."""
+def _prepare_for_batches(model: Any, where: str, config: str | Path) -> None:
+    """Give a model true lengths, or refuse one whose batches padding changes."""
     from espnet_kd.models.lengths import uncorrected, use_true_lengths
 
     wrong = uncorrected(model.encoder)
     if wrong is not None:
         raise ValueError(
-            f"batch_size={batch_size}: {wrong} ({config}): padding changes what it "
-            "makes of a batch of utterances; set it to 1"
+            f"{where}: {wrong} ({config}): padding changes what it makes of a batch of "
+            "utterances; set it to 1"
         )
     use_true_lengths(model)
+
+
+def _too_short_errors() -> tuple[type[Exception], ...]:
+    """What the encoders of both tasks raise for an utterance of too few frames."""
+    from espnet2.asr_transducer.utils import TooShortUttError
+
+    subsampling = legacy("nets.pytorch_backend.transformer.subsampling")
+    return subsampling.TooShortUttError, TooShortUttError
 
 
 def _to_results(found: Sequence[tuple]) -> list[SearchResult]:
@@ -280,9 +269,10 @@ def check_options(options: Mapping[str, Any], task: TaskName) -> None:
     Raises:
         ValueError: with the unknown keys and the list of known ones.
     """
+    from espnet_kd.models.loading import speech2text_class
+
     search_key, search_module = SEARCH[task]
-    speech2text = importlib.import_module(INFERENCE[task]).Speech2Text
-    _check_keys(f"inference_config ({task})", options, speech2text)
+    _check_keys(f"inference_config ({task})", options, speech2text_class(task))
     search = importlib.import_module(search_module).BeamSearchTransducer
     _check_keys(search_key, options.get(search_key) or {}, search)
 
@@ -298,9 +288,12 @@ def _check_keys(where: str, options: Mapping[str, Any], target: type) -> None:
         )
 
 
-def _check_beam(options: Mapping[str, Any], target: type, size: int) -> None:
+def _check_beam(options: Mapping[str, Any], task: TaskName, size: int) -> None:
     """A beam wider than the vocabulary breaks ESPnet's first search step."""
-    default = inspect.signature(target.__init__).parameters["beam_size"].default
+    from espnet_kd.models.loading import speech2text_class
+
+    parameters = inspect.signature(speech2text_class(task).__init__).parameters
+    default = parameters["beam_size"].default
     beam = options.get("beam_size", default)
     if beam > size:
         raise ValueError(

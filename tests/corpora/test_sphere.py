@@ -90,14 +90,14 @@ def test_a_missing_program_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     path = write(tmp_path / "a.sph", HEADER.ljust(1024))
     with pytest.raises(FileNotFoundError, match="lhotse install-sph2pipe"):
-        sphere.source(path)
+        sphere.recording(path, "a")
 
 
 @pytest.mark.parametrize("channel", [-1, 2])
 def test_a_missing_channel_is_refused(tmp_path, channel):
     path = write(tmp_path / "a.sph", HEADER.ljust(1024))
     with pytest.raises(ValueError, match=f"no channel {channel} .channel_count is 2"):
-        sphere.source(path, channel)
+        sphere.recording(path, "a", channel)
 
 
 def ulaw(code: np.ndarray) -> np.ndarray:

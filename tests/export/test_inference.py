@@ -13,7 +13,6 @@ from espnet_kd.export.inference import (
     load_speech2text,
     save_int8,
     use_csr,
-    use_sparse_tensor_cores,
 )
 from tests.export.models import MODEL, SEARCH, prunable_names, prune, samples
 
@@ -170,26 +169,3 @@ def test_elsewhere_than_in_the_recipe(student, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="feats_stats.npz.*recipe folder"):
         load_speech2text(exp / "config.yaml", exp / MODEL)
-
-
-def test_no_sparse_tensor_cores_on_a_cpu():
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64))
-    with pytest.raises(ValueError, match="2:4: (torch .* no kernel|.* only for CUDA)"):
-        use_sparse_tensor_cores(model, ["0.weight"])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.skipif(
-    not hasattr(torch.sparse, "to_sparse_semi_structured"), reason="needs torch 2.1"
-)
-def test_sparse_tensor_cores():
-    model = torch.nn.Sequential(torch.nn.Linear(128, 128), torch.nn.Linear(128, 3))
-    for layer in model:
-        prune(layer.weight.data, "2:4")
-    model = model.half().cuda()
-    x = torch.randn(64, 128).half().cuda()
-    with torch.no_grad():
-        expected = model[0](x)
-        refused = use_sparse_tensor_cores(model, ["0.weight", "1.weight"])
-        assert refused["0"] == "" and refused["1"]
-        torch.testing.assert_close(model[0](x), expected, atol=1e-2, rtol=1e-2)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
 
-from espnet_kd.compress.init_from_teacher.initialisation import init_from_teacher
+from espnet_kd.compress.init_from_teacher import init_from_teacher
 from espnet_kd.compress.pruning import make_pruner
 from espnet_kd.config.kd_conf import parse_kd_conf
 from espnet_kd.export import formats
@@ -211,8 +211,8 @@ def test_teachers(pair, recipe: Recipe, model):
 
     theirs = load_stock_model(*there)
     student = load_stock(model(SCALED))
-    grown = parse_kd_conf(dict(init_from_teacher=dict())).init_from_teacher
-    names = init_from_teacher(student, theirs, grown, "teacher")
+    conf = parse_kd_conf(dict(init_from_teacher=dict())).init_from_teacher
+    names = init_from_teacher(student, theirs, conf, "teacher")
     assert {"encoder.embed.out.1.alpha", "encoder.embed.pos_enc.alpha"} & {*names}
     assert equal(student.state_dict(), load_stock_model(*here).state_dict())
 

@@ -60,7 +60,7 @@ def test_interval_equals_a_loop(counts):
 def test_chunks_and_seed(counts, monkeypatch):
     errors, lengths = counts
     whole = bootstrap_rates(errors, lengths, resamples=101, seed=1)
-    monkeypatch.setattr(bootstrap, "_CHUNK_DRAWS", 40 * 7)
+    monkeypatch.setattr(bootstrap, "CHUNK_DRAWS", 40 * 7)
     np.testing.assert_allclose(bootstrap_rates(errors, lengths, 101, 1), whole)
     assert not np.allclose(bootstrap_rates(errors, lengths, 101, 2), whole)
 

@@ -24,7 +24,7 @@ SHALLOW = {
 }
 
 
-def grow(**conf) -> dict:
+def init(**conf) -> dict:
     return dict(kd_conf=dict(init_from_teacher=conf))
 
 
@@ -32,7 +32,7 @@ def grow(**conf) -> dict:
 @pytest.mark.parametrize("true_lengths", [False, True])
 def test_the_first_and_the_last_layer(recipe: Recipe, kind: str, true_lengths: bool):
     teacher = recipe.teacher(kind, **DEEP[kind])
-    changes = grow(layers="even")
+    changes = init(layers="even")
     changes["kd_conf"]["true_lengths"] = true_lengths
     student = recipe.build(kind, **SHALLOW[kind], **teachers(teacher), **changes)
     theirs, ours = load_stock(teacher).state_dict(), student.state_dict()
@@ -44,11 +44,11 @@ def test_the_first_and_the_last_layer(recipe: Recipe, kind: str, true_lengths: b
         assert torch.equal(value, theirs[name]), name
 
 
-def test_a_grown_student_is_stock_without_kd(recipe: Recipe):
+def test_an_initialised_student_is_stock_without_kd(recipe: Recipe):
     from espnet2.asr.espnet_model import ESPnetASRModel
 
     teacher = recipe.teacher("hybrid", **DEEP["hybrid"])
-    student = recipe.build("hybrid", **teachers(teacher), **grow(layers=[1]))
+    student = recipe.build("hybrid", **teachers(teacher), **init(layers=[1]))
     assert type(student) is ESPnetASRModel
 
 
@@ -56,10 +56,10 @@ def test_training_from_a_teacher_and_with_it(recipe: Recipe):
     """A learning rate of 0 leaves the second teacher's second layer where it was."""
     kind, deep = "hybrid", DEEP["hybrid"]
     models = [recipe.teacher(kind, name, **deep) for name in ("deep1", "deep2")]
-    changes = grow(layers=[1], teacher_index=1)
+    changes = init(layers=[1], teacher_index=1)
     changes["kd_conf"]["losses"] = [dict(nodes="frames")]
     folder = recipe.train(
-        kind, "grown", **teachers(*models), **changes, optim_conf=dict(lr=0.0)
+        kind, "initialised", **teachers(*models), **changes, optim_conf=dict(lr=0.0)
     )
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["kd_conf"]["init_from_teacher"] == dict(layers=[1], teacher_index=1)
@@ -82,7 +82,7 @@ def test_training_from_a_teacher_and_with_it(recipe: Recipe):
 def test_refusals(recipe: Recipe, conf: dict, message: str):
     teacher = recipe.teacher("hybrid", **DEEP["hybrid"])
     with pytest.raises(ConfigurationError, match=message):
-        recipe.build("hybrid", **teachers(teacher), **grow(**conf))
+        recipe.build("hybrid", **teachers(teacher), **init(**conf))
 
 
 def test_other_normalisation_is_refused(recipe: Recipe):
@@ -90,10 +90,10 @@ def test_other_normalisation_is_refused(recipe: Recipe):
     teacher = recipe.teacher("hybrid", **DEEP["hybrid"])
     message = "normalize of the student is UtteranceMVN, of .* NoneType; give the stud"
     with pytest.raises(ConfigurationError, match=message):
-        recipe.build("hybrid", normalize="utterance_mvn", **teachers(teacher), **grow())
+        recipe.build("hybrid", normalize="utterance_mvn", **teachers(teacher), **init())
 
 
 def test_it_needs_a_teacher(recipe: Recipe):
     message = "teacher_config: kd_conf has init_from_teacher but there is no teacher"
     with pytest.raises(ConfigurationError, match=message):
-        recipe.build("hybrid", **grow())
+        recipe.build("hybrid", **init())

@@ -451,7 +451,7 @@ def test_frozen_parameters_are_left(recipe: Recipe):
 
 def watch_choices(seen: list) -> None:
     """Keep the masks and weights after each choice of masks."""
-    choose = Pruner._choose
+    choose = Pruner.choose
 
     def watched(self, updates: int) -> None:
         choose(self, updates)
@@ -459,7 +459,7 @@ def watch_choices(seen: list) -> None:
         weights = {n: w.detach().clone() for n, w in self.weights.items()}
         seen.append((updates, masks, weights))
 
-    Pruner._choose = watched
+    Pruner.choose = watched
 
 
 def run_rank(rank: int, recipe: Recipe, command: list[str]) -> None:
@@ -483,7 +483,7 @@ def test_two_processes_prune_as_one(tmp_path: Path, monkeypatch):
         kd_conf=dict(pruning=dict(sparsity=0.8, start=1, end=4, every=2)),
     )
     seen: list = []
-    monkeypatch.setattr(Pruner, "_choose", Pruner._choose)
+    monkeypatch.setattr(Pruner, "choose", Pruner.choose)
     watch_choices(seen)
     one = checkpoint(recipe.train("hybrid", "one", **options))
     command = recipe.options("hybrid", "two", **options)

@@ -1,1 +1,0 @@
-"""Students that start from the weights of a larger teacher."""
