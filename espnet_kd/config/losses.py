@@ -36,9 +36,11 @@ class LossConf(Section):
         nodes: the name of the kind of nodes in `kd_conf`.
         compared: what is compared, for readers.
         needs: what student and teachers need for it, for readers.
+        signal: the nodes that models must have for it, where they have another name.
     """
 
     nodes: ClassVar[str]
+    signal: ClassVar[str] = ""
     compared: ClassVar[str]
     needs: ClassVar[str]
 

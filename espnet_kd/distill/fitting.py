@@ -31,7 +31,9 @@ def with_known_nodes(conf: KDConf, have: Mapping[str, Set[str]]) -> KDConf:
         common.discard("sequence")
     losses = []
     for index, entry in enumerate(conf.losses):
-        known = [loss for loss in losses_of(entry) if loss.nodes in common]
+        known = [
+            loss for loss in losses_of(entry) if (loss.signal or loss.nodes) in common
+        ]
         if not known:
             lists = "; ".join(f"{who}: {sorted(what)}" for who, what in have.items())
             raise ValueError(
