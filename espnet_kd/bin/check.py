@@ -32,7 +32,7 @@ from espnet_kd.planning.outlook import outlook, planner_options
 if TYPE_CHECKING:
     from espnet_kd.planning.stages import Stage
 
-LISTS = ("state", "fault")
+LISTS = ("option", "state", "fault")
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -1,10 +1,16 @@
-"""Compare systems on one test set: error rates, their confidence, sizes and plots."""
+"""Compare systems on a test set: error rates, their confidence, sizes and plots.
+
+Systems are named by their hypotheses (--ref, --hyp, --model) or, where kd.sh decoded
+them, by their experiment folders (--system): then there is a table for each test set.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -12,6 +18,7 @@ from espnet_kd.bin.command import command, new_parser
 from espnet_kd.data.files import write_text
 from espnet_kd.report.costs import ModelSize, Weights
 from espnet_kd.report.curves import Curve, plot_curves
+from espnet_kd.report.decoded import add_system_option, find_decoded, systems_of
 from espnet_kd.report.layers import layer_table
 from espnet_kd.report.render import as_json, markdown, plot
 from espnet_kd.report.scoring import ScoredSet, read_text, score
@@ -20,14 +27,13 @@ from espnet_kd.report.summary import Roles, System, summarise
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser("report", __doc__)
-    parser.add_argument(
-        "--ref", required=True, help="Kaldi text file of the test set's references"
-    )
-    parser.add_argument(
+    parser.add_argument("--ref", help="Kaldi text file of the test set's references")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument(
         "--hyp",
         nargs="+",
         action="append",
-        required=True,
+        default=[],
         metavar=("NAME", "TEXT"),
         help="a system and its hypotheses: a Kaldi text file for each run (seed) of "
         "it; give the option once per system",
@@ -40,6 +46,23 @@ def get_parser() -> argparse.ArgumentParser:
         metavar=("NAME", "PTH"),
         help="the model file of a system, to count its parameters; where many of them "
         "are zero, its layers and multiply-adds too, with the config.yaml beside it",
+    )
+    add_system_option(choice)
+    parser.add_argument(
+        "--inference_tag",
+        default="decode",
+        help="with --system: the decoding of each experiment, as kd.sh calls it",
+    )
+    parser.add_argument(
+        "--inference_asr_model",
+        default="valid.acc.ave.pth",
+        help="with --system: the checkpoint in each experiment that decoded; that of "
+        "the first run is counted as by --model",
+    )
+    parser.add_argument(
+        "--data_dir",
+        default="dump/raw",
+        help="with --system: where the references are, <data_dir>/<set>/text",
     )
     parser.add_argument(
         "--curve",
@@ -78,60 +101,158 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="Markdown file; the same name with .json, and with .png where a --model "
-        "is given, is written beside it",
+        help="Markdown file; the same name with .json, and with .png where models are "
+        "known, is written beside it. {set} in it becomes the name of the test set",
     )
     return parser
 
 
+class Comparison(NamedTuple):
+    """Systems on a test set.
+
+    Attributes:
+        ref: its references.
+        hyps: name of a system -> the hypotheses of its runs.
+        models: name -> its checkpoint.
+        roles, curves: of these systems.
+        output: the Markdown file, or None.
+    """
+
+    ref: str
+    hyps: dict[str, list[str]]
+    models: dict[str, str]
+    roles: Roles
+    curves: list[Curve]
+    output: Path | None
+
+
 def run(args: argparse.Namespace) -> None:
-    """Score, compare, print the table, write the files. ``args``: see `get_parser`."""
+    """Score, compare, print tables, write the files. ``args``: see `get_parser`."""
     if not 0 < args.confidence < 1 or args.resamples < 1:
         raise ValueError("--confidence lies between 0 and 1, --resamples is 1 or more")
-    roles = Roles(args.teacher, args.baseline, args.ceiling)
-    refs = read_text(args.ref)
+    if not args.system:
+        _report(_of_files(args), args)
+        return
+    for test_set, comparison in _of_experiments(args).items():
+        print(f"{test_set}:\n")
+        _report(comparison, args)
+
+
+def _of_files(args: argparse.Namespace) -> Comparison:
+    """What --ref, --hyp and --model name."""
+    if args.ref is None:
+        raise ValueError("--ref: the references are needed beside --hyp")
     names = [name for name, *_ in args.hyp]
     for name, path in args.model:
         if name not in names:
             raise ValueError(f"--model {name} {path}: there is no --hyp {name}")
-    curves = _curves(args)
-    sizes, is_sparse = _sizes(dict(args.model)) if args.model else ({}, False)
-    systems = []
     for name, *paths in args.hyp:
         if not paths:
             raise ValueError(f"--hyp {name}: a name and at least one text file, please")
-        runs = [_scored(refs, path, args) for path in paths]
+        if names.count(name) > 1:
+            raise ValueError(f"two systems are called {name}")
+    return Comparison(
+        ref=args.ref,
+        hyps={name: paths for name, *paths in args.hyp},
+        models=dict(args.model),
+        roles=Roles(args.teacher, args.baseline, args.ceiling),
+        curves=_curves(args),
+        output=args.output,
+    )
+
+
+def _of_experiments(args: argparse.Namespace) -> dict[str, Comparison]:
+    """What --system names, for each test set that was decoded."""
+    if args.ref is not None or args.model:
+        raise ValueError(
+            "--ref, --model: belong to --hyp; with --system give --data_dir and "
+            "--inference_asr_model"
+        )
+    systems = systems_of(args.system)
+    roles = Roles(args.teacher, args.baseline, args.ceiling)
+    for role, name in vars(roles).items():
+        if name is not None and name not in systems:
+            raise ValueError(f"--{role} {name}: there is no --system {name}")
+    curves = _curves(args)
+    found = find_decoded(systems, args.inference_tag)
+    if len(found) > 1 and args.output and "{set}" not in str(args.output):
+        raise ValueError(
+            f"--output {args.output}: {', '.join(found)} were decoded, and each needs "
+            "a file of its own; put {set} into the name"
+        )
+    models = {x: f"{exps[0]}/{args.inference_asr_model}" for x, exps in systems.items()}
+    return {
+        test_set: Comparison(
+            ref=f"{args.data_dir}/{test_set}/text",
+            hyps={name: list(map(str, paths)) for name, paths in texts.items()},
+            models={name: models[name] for name in texts},
+            roles=_roles_among(texts, roles),
+            curves=_curves_among(texts, curves),
+            output=_output_of(test_set, args.output),
+        )
+        for test_set, texts in found.items()
+    }
+
+
+def _roles_among(names: Collection[str], roles: Roles) -> Roles:
+    """Without those of systems that are left out; no ceiling without a baseline."""
+    kept = {role: name for role, name in vars(roles).items() if name in names}
+    if "baseline" not in kept:
+        kept.pop("ceiling", None)
+    return Roles(**kept)
+
+
+def _curves_among(names: Collection[str], curves: list[Curve]) -> list[Curve]:
+    kept = [Curve(c.label, [n for n in c.names if n in names]) for c in curves]
+    return [curve for curve in kept if curve.names]
+
+
+def _output_of(test_set: str, output: Path | None) -> Path | None:
+    if output is None:
+        return None
+    return Path(str(output).replace("{set}", test_set.replace("/", "_")))
+
+
+def _report(this: Comparison, args: argparse.Namespace) -> None:
+    """A table on stdout, and the files of --output."""
+    refs = read_text(this.ref)
+    sizes, is_sparse = _sizes(this.models) if this.models else ({}, False)
+    systems = []
+    for name, paths in this.hyps.items():
+        runs = [_scored(refs, path, this.ref, args) for path in paths]
         systems.append(System(name, runs, sizes.get(name)))
-    rows = summarise(systems, roles, args.resamples, args.seed, args.confidence)
+    rows = summarise(systems, this.roles, args.resamples, args.seed, args.confidence)
 
     # Unless one is sparse, no ESPnet model needs to be built.
-    weights = _weights(dict(args.model)) if is_sparse or curves else {}
+    weights = _weights(this.models) if is_sparse or this.curves else {}
     sparse = {name: each for name, each in weights.items() if each.is_sparse}
     shown = weights if sparse else {}
     table = markdown(
-        rows, roles, args.unit, args.confidence, args.resamples, weights=shown
+        rows, this.roles, args.unit, args.confidence, args.resamples, weights=shown
     )
     table += "".join("\n" + layer_table(name, each) for name, each in sparse.items())
     print(table, end="")
-    if args.output is None:
+    if this.output is None:
         return
-    settings = {k: getattr(args, k) for k in ("ref", "unit", "scorer", "confidence")}
-    settings.update(resamples=args.resamples, seed=args.seed)
-    data = as_json(rows, roles, shown, **settings)
-    write_text(args.output, table)
-    write_text(args.output.with_suffix(".json"), data + "\n")
+    names = ("unit", "scorer", "confidence", "resamples", "seed")
+    settings = dict(ref=this.ref, **{name: getattr(args, name) for name in names})
+    data = as_json(rows, this.roles, shown, **settings)
+    write_text(this.output, table)
+    write_text(this.output.with_suffix(".json"), data + "\n")
     if sizes:
-        plot(rows, args.output.with_suffix(".png"), args.unit)
-    if curves:
+        plot(rows, this.output.with_suffix(".png"), args.unit)
+    if this.curves:
         sparsity = {name: each.sparsity for name, each in weights.items()}
-        path = args.output.with_name(f"{args.output.stem}_sparsity.png")
-        plot_curves(rows, sparsity, curves, path, args.unit)
+        path = this.output.with_name(f"{this.output.stem}_sparsity.png")
+        plot_curves(rows, sparsity, this.curves, path, args.unit)
 
 
 def _curves(args: argparse.Namespace) -> list[Curve]:
     if args.curve and args.output is None:
         raise ValueError("--curve: the plot lies beside the report, give --output")
     known = {"--hyp": args.hyp, "--model": args.model}
+    if args.system:
+        known = {"--system": args.system}
     for label, *names in args.curve:
         if not names:
             raise ValueError(f"--curve {label}: a label and at least one name, please")
@@ -162,12 +283,14 @@ def _weights(models: dict[str, str]) -> dict[str, Weights]:
     return {name: model_weights(path) for name, path in bar}
 
 
-def _scored(refs: dict[str, str], path: str, args: argparse.Namespace) -> ScoredSet:
+def _scored(
+    refs: dict[str, str], path: str, ref: str, args: argparse.Namespace
+) -> ScoredSet:
     hyps = read_text(path)
     try:
         return score(refs, hyps, args.unit, args.scorer)
     except ValueError as error:
-        raise ValueError(f"{path} against {args.ref}: {error}") from error
+        raise ValueError(f"{path} against {ref}: {error}") from error
 
 
 main = command(get_parser, run)

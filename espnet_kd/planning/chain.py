@@ -53,6 +53,7 @@ class Chain:
         token_dir: folder in which stage 3 makes token list and BPE model.
         decode_dir: of the teacher's hypotheses.
         kd_data: folder of the KD set; its shapes lie in kd_data + "_shapes".
+        option: "NAME VALUE" of options as they were given, for `planning.options`.
         state: "NUMBER done" or "NUMBER will run", of a dry run.
         fault: what kd.sh found itself.
     """
@@ -114,6 +115,7 @@ class Chain:
     nj: str = ""
     gpu_inference: str = ""
     speed_perturb_factors: str = ""
+    option: list[str] = field(default_factory=list)
     state: list[str] = field(default_factory=list)
     fault: list[str] = field(default_factory=list)
 

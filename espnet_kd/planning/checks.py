@@ -26,6 +26,7 @@ from espnet_kd.planning.configurations import (
     student_of,
     teachers_of,
 )
+from espnet_kd.planning.options import wrong_options
 
 # ESPnet's default best_model_criterion.
 CRITERIA = (("valid", "loss"), ("valid", "acc"), ("train", "loss"), ("train", "acc"))
@@ -224,6 +225,7 @@ def _unwritten(model: Described, args: str, option: str, name: str) -> Iterator[
 
 
 LOOKS = (
+    wrong_options,
     lacking_options,
     configurations,
     lacking_inputs,

@@ -196,9 +196,10 @@ def _alone(c: Chain, conf: KDConf) -> Iterator[str]:
     if not any(loss.nodes == "sequence" for loss in conf.possible_losses):
         return
     for option in ("ngpu", "num_splits_asr"):
-        if int(getattr(c, option) or 1) > 1:
+        value = getattr(c, option)
+        if value.isdigit() and int(value) > 1:
             yield (
-                f"--{option} {getattr(c, option)}: nodes: sequence ({c.kd_config}) "
+                f"--{option} {value}: nodes: sequence ({c.kd_config}) "
                 "compares the hypotheses of an utterance, which must lie in one batch "
                 f"of one process; give --{option} 1"
             )

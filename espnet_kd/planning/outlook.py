@@ -56,7 +56,7 @@ def _state(chain: Chain, number: int, seen: str) -> str:
 def _figures(chain: Chain, parts: Sequence[Stage]) -> tuple[str, str]:
     """Gigabytes and hours of a stage; those of training on CPUs are not known."""
     disk = sum(part.disk.value for part in parts if part.disk)
-    on_cpus = int(chain.ngpu or 1) == 0
+    on_cpus = chain.ngpu == "0"
     seconds = sum(part.wall for part in parts if not (part.gpu and on_cpus))
     return _short(disk / 1e9), _short(seconds / 3600)
 

@@ -27,9 +27,10 @@ def strings_of_python() -> list[str]:
 @pytest.fixture(scope="module")
 def strings() -> list[str]:
     recipe = ROOT / "egs" / "TEMPLATE" / "asr1"
-    scripts = [recipe / "kd.sh", recipe / "utils" / "kd_functions.sh"]
+    scripts = [recipe / "kd.sh", *(recipe / "utils").glob("*.sh")]
     scripts.append(ROOT / "conf/build_env.sh")
     lines = "\n".join(path.read_text() for path in scripts)
+    lines = re.sub(r'" ?\\?\n *"', " ", lines)  # a message in several words
     return strings_of_python() + re.sub(r"\$\{[^}]*\}|\$\w+", "...", lines).split("\n")
 
 

@@ -398,6 +398,22 @@ def test_what_a_failed_command_said(tmp_path, log, message):
     assert answer.stdout == message + "\n", answer.stderr
 
 
+@pytest.mark.parametrize(
+    "script",
+    [TEMPLATE / "kd.sh", *sorted(TEMPLATE.glob("utils/*.sh"))],
+    ids=lambda path: path.name,
+)
+def test_scripts_can_be_read(script):
+    """Lines fit a screen, kd.sh can be read at a sitting, shellcheck has no remark."""
+    lines = script.read_text().splitlines()
+    assert [line for line in lines if len(line) > 88] == []
+    assert len(lines) <= 410
+    if shutil.which("shellcheck"):
+        words = ("shellcheck", "-x", "-P", "SCRIPTDIR", str(script))
+        answer = shell(TEMPLATE, *words)
+        assert answer.returncode == 0, answer.stdout
+
+
 class TestRunJobs:
     """run_jobs.py takes the command line of Kaldi's run.pl."""
 

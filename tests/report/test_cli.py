@@ -198,6 +198,103 @@ def test_wrong_options_are_named(exp, capsys, more, message):
     assert message in capsys.readouterr().err
 
 
+class TestExperiments:
+    """--system: tables of what kd.sh decoded."""
+
+    ROLES = ("--teacher", "teacher", "--baseline", "student", "--resamples", "200")
+
+    @pytest.fixture
+    def recipe(self, exp, monkeypatch):
+        """A teacher, two runs of a student and one of another, on two sets."""
+        texts = {"t": "teacher", "s0": "student_1", "s1": "student_2", "kd": "kd"}
+        for set_name in ("test", "org/dev"):
+            for name, text in texts.items():
+                folder = exp / "exp" / name / "decode" / set_name
+                folder.mkdir(parents=True)
+                shutil.copy(exp / text, folder / "text")
+                model = "teacher" if name == "t" else "student"
+                shutil.copy(exp / f"{model}.pth", exp / "exp" / name / "m.pth")
+            (exp / "dump/raw" / set_name).mkdir(parents=True)
+            (exp / "dump/raw" / set_name / "text").write_text(REF)
+        monkeypatch.chdir(exp)
+        return exp
+
+    def report(self, *more: str) -> int:
+        systems = ["--system", "teacher", "exp/t", "--system", "student", "exp/s0"]
+        systems += ["exp/s1", "--system", "student+kd", "exp/kd"]
+        return main([*systems, "--inference_asr_model", "m.pth", *self.ROLES, *more])
+
+    def test_a_table_for_each_set(self, recipe, capsys):
+        assert self.report("--output", "exp/all_{set}.md") == 0
+        printed = capsys.readouterr().out
+        for set_name in ("test", "org_dev"):
+            table = (recipe / f"exp/all_{set_name}.md").read_text()
+            assert f"{set_name.replace('_', '/')}:\n\n{table}" in printed
+            assert (recipe / f"exp/all_{set_name}.png").exists()
+        stored = json.loads((recipe / "exp/all_test.json").read_text())
+        assert stored["ref"] == "dump/raw/test/text"
+        systems = {system["name"]: system for system in stored["systems"]}
+        assert systems["student"]["run_rates"] == [pytest.approx(x / 6) for x in (3, 2)]
+        assert systems["student"]["compression"] == pytest.approx(10)
+        assert systems["student+kd"]["rate"] == pytest.approx(1 / 6)
+
+    def test_who_did_not_decode_is_named_and_left_out(self, recipe, capsys, caplog):
+        shutil.rmtree(recipe / "exp/t/decode/test")
+        shutil.rmtree(recipe / "exp/s0/decode/org")
+        shutil.rmtree(recipe / "exp/s1/decode/org")
+        curve = ("--curve", "line", "teacher", "student+kd")
+        assert self.report("--output", "exp/all_{set}.md", *curve) == 0
+        assert "--system teacher: exp/t/decode/test/text: not found" in caplog.text
+        assert "--system student: exp/s0/decode/org/dev/text: not" in caplog.text
+        names, roles = {}, {}
+        for set_name in ("test", "org_dev"):
+            stored = json.loads((recipe / f"exp/all_{set_name}.json").read_text())
+            names[set_name] = [system["name"] for system in stored["systems"]]
+            roles[set_name] = stored["roles"]
+        assert names["test"] == ["student", "student+kd"]
+        assert names["org_dev"] == ["teacher", "student+kd"]
+        assert roles["test"]["teacher"] is None
+        assert roles["test"]["baseline"] == "student"
+        assert roles["org_dev"]["teacher"] == "teacher"
+        assert roles["org_dev"]["baseline"] is None
+
+    def test_nothing_is_decoded(self, recipe, capsys, caplog):
+        words = ("--inference_tag", "other", "--output", "exp/all.md")
+        assert self.report(*words) == 0
+        assert "nothing is decoded" in caplog.text and "exp/s1/other" in caplog.text
+        assert not (recipe / "exp/all.md").exists()
+
+    def test_a_run_that_is_missing(self, recipe, capsys):
+        (recipe / "exp/s1/decode/test/text").unlink()
+        assert self.report("--output", "exp/all_{set}.md") == 1
+        message = "--system student: exp/s1/decode/test/text: not found, but other runs"
+        assert message in capsys.readouterr().err
+        assert not list(recipe.glob("exp/all*"))
+
+    @pytest.mark.parametrize(
+        "more, message",
+        [
+            (("--output", "exp/all.md"), "put {set} into the name"),
+            (("--system", "lonely"), "--system lonely: needs a name and at least"),
+            (("--system", "teacher", "exp/kd"), "--system teacher: occurs twice"),
+            (("--baseline", "studnet"), "--baseline studnet: there is no --system"),
+            (("--ref", "ref"), "--ref, --model: belong to --hyp"),
+            (("--model", "teacher", "m.pth"), "--ref, --model: belong to --hyp"),
+            (("--curve", "a", "b", "--output", "x{set}"), "there is no --system b"),
+        ],
+    )
+    def test_wrong_options_are_named(self, recipe, capsys, more, message):
+        assert self.report(*more) == 1
+        assert message in capsys.readouterr().err
+
+    def test_systems_are_named_in_one_way(self, recipe, capsys):
+        with pytest.raises(SystemExit):
+            self.report("--hyp", "kd", "kd")
+        assert "not allowed with argument --system" in capsys.readouterr().err
+        assert main(["--hyp", "kd", "kd"]) == 1
+        assert "--ref: the references are needed" in capsys.readouterr().err
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     def fail(part):
         part.write_text("half")

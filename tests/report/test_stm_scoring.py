@@ -134,6 +134,26 @@ class TestCommand:
         rates = re.findall(r"^\| (?:one|two)\D* \|\s+([\d.]+) ", table, re.MULTILINE)
         assert rates == ["21.43", "21.43", "0.00", "0.00", "11.54", "11.54"]
 
+    def test_experiments(self, data, tmp_path):
+        for name in ("a", "b"):
+            folder = tmp_path / name / "decode" / data.name
+            folder.mkdir(parents=True)
+            lines = (f"{key} {text}\n" for key, text in HYPOTHESES.items())
+            (folder / "text").write_text("".join(lines))
+        output = tmp_path / "score.md"
+        options = ["--data_dir", str(data), "--output", str(output)]
+        for name in ("a", "b", "not_decoded"):
+            options += ["--system", name, str(tmp_path / name)]
+        command.main([*options, "--baseline", "not_decoded"])
+        rates = re.findall(
+            r"^\| (a|b) +\|\s+([\d.]+) ", output.read_text(), re.MULTILINE
+        )
+        expected = ["21.43", "0.00", "11.54"]
+        assert rates == [(name, rate) for rate in expected for name in "ab"]
+        output.unlink()
+        command.main([*options, "--inference_tag", "other"])
+        assert not output.exists()
+
     def test_message(self, data, tmp_path):
         text = tmp_path / "text"
         text.write_text("a b\n")

@@ -1,4 +1,5 @@
 # Sourced by kd.sh in the recipe folder.
+# shellcheck shell=bash
 export PATH=${PWD}/utils:${PATH}
 export PYTHONIOENCODING=UTF-8
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -11,7 +11,6 @@ labelled_presets="collapsed_lattice one_best_path"
 teacher=exp/asr_train_teacher_raw_bpe30_seed0
 student=exp/asr_train_student_raw_bpe30
 tag=decode_asr_model_valid.loss.ave
-decoded=${tag}/test/text
 export OMP_NUM_THREADS=1
 
 at_a_time() { # Each line of stdin holds options of run.sh.
@@ -61,12 +60,19 @@ for seed in ${seeds}; do
 done
 
 # 3. The table.
-runs() { for seed in ${seeds}; do echo "$1$seed${2:-}/${decoded}"; done; }
-options=(--hyp teacher $(runs exp/asr_train_teacher_raw_bpe30_seed) --model teacher "${teacher}/valid.loss.ave.pth"
-    --hyp labelled $(runs "${student}_seed") --model labelled "${student}_seed0/valid.loss.ave.pth"
-    --hyp full $(runs exp/asr_full_seed) --model full exp/asr_full_seed0/valid.loss.ave.pth)
-for tag in ${presets} $(printf '%s_labelled ' ${labelled_presets}); do
-    options+=(--hyp "${tag}" $(runs "${student}_seed" "_kd_${tag}") --model "${tag}" "${student}_seed0_kd_${tag}/valid.loss.ave.pth")
+systems=()
+add() { # add NAME EXP_BEFORE_THE_SEED [AFTER]
+    local seed
+    systems+=(--system "$1")
+    for seed in ${seeds}; do systems+=("$2${seed}${3:-}"); done
+}
+add teacher exp/asr_train_teacher_raw_bpe30_seed
+add labelled "${student}_seed"
+add full exp/asr_full_seed
+# shellcheck disable=SC2086
+for name in ${presets} $(printf '%s_labelled ' ${labelled_presets}); do
+    add "${name}" "${student}_seed" "_kd_${name}"
 done
-"${PYTHON:-python3}" -m espnet_kd.bin.report --ref dump/raw/test/text "${options[@]}" \
+"${PYTHON:-python3}" -m espnet_kd.bin.report "${systems[@]}" \
+    --inference_tag "${tag}" --inference_asr_model valid.loss.ave.pth \
     --teacher teacher --baseline labelled --ceiling full --output exp/results.md

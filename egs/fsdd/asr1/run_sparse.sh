@@ -8,7 +8,6 @@ seeds=${SEEDS:-0 1 2}
 parallel=${PARALLEL:-2} # trainings at a time, one thread each
 levels=${LEVELS:-0.9 0.6 0}
 tag=decode_asr_model_valid.loss.ave
-decoded=${tag}/test/text
 export OMP_NUM_THREADS=1
 
 teacher() { echo "exp/asr_train_teacher_raw_bpe30_seed$1"; }
@@ -53,21 +52,29 @@ for level in ${levels}; do
 done
 
 # 4. The tables: all against the teachers; those with KD against those without.
-runs() { for seed in ${seeds}; do echo "$(teacher "${seed}")$1/${decoded}"; done; }
-system() { # NAME TAG: options of the report
-    # shellcheck disable=SC2046
-    printf -- '%s\n' --hyp "$1" $(runs "$2") --model "$1" "$(teacher "${first}")$2/valid.loss.ave.pth"
+add() { # add NAME TAG
+    local seed
+    systems+=(--system "$1")
+    for seed in ${seeds}; do systems+=("$(teacher "${seed}")$2"); done
 }
-report() { "${PYTHON:-python3}" -m espnet_kd.bin.report --ref dump/raw/test/text "$@"; }
-all=() without=() with=()
+report() {
+    "${PYTHON:-python3}" -m espnet_kd.bin.report "${systems[@]}" \
+        --inference_tag "${tag}" --inference_asr_model valid.loss.ave.pth "$@"
+}
+without=() with=()
+systems=()
+add teacher ""
 for level in ${levels}; do
-    mapfile -t -O ${#all[@]} all < <(system "${level}" "_sparse${level}" && system "${level}+KD" "_sparse${level}_kd")
-    without+=("${level}") with+=("${level}+KD")
+    add "${level}" "_sparse${level}"
+    add "${level}+KD" "_sparse${level}_kd"
+    without+=("${level}")
+    with+=("${level}+KD")
 done
-mapfile -t dense < <(system teacher "")
-report "${dense[@]}" "${all[@]}" --teacher teacher --baseline teacher \
-    --curve "without KD" "${without[@]}" --curve "with KD" "${with[@]}" --output exp/sparse.md
+report --teacher teacher --baseline teacher --output exp/sparse.md \
+    --curve "without KD" "${without[@]}" --curve "with KD" "${with[@]}"
 for level in ${levels}; do
-    mapfile -t pair < <(system "${level}" "_sparse${level}" && system "${level}+KD" "_sparse${level}_kd")
-    report "${pair[@]}" --baseline "${level}" --output "exp/sparse${level}.md"
+    systems=()
+    add "${level}" "_sparse${level}"
+    add "${level}+KD" "_sparse${level}_kd"
+    report --baseline "${level}" --output "exp/sparse${level}.md"
 done

@@ -49,21 +49,14 @@ for student in ${students}; do
 done
 
 # 3. A table for each student and test set: exp/kim2019_<student>_<set>.md.
-add() { # add NAME EXP
-    report+=(--hyp "$1" "$2/${search}/${set}/text" --model "$1" "$2/valid.acc.ave.pth")
-}
 for student in ${students}; do
     plain=exp/asr_kim2019_${student}
-    for text in "${plain}/${search}"/*/text; do
-        [ -e "${text}" ] || continue # no stage was asked for
-        set=$(basename "${text%/text}")
-        report=()
-        add teacher "${teacher}"
-        add "${student}" "${plain}"
-        add SEQ-KD "${plain}_kd_seq_kd"
-        for beta in ${betas}; do add "ERR-KD ${beta}" "${plain}_kd_err_kd_beta${beta}"; done
-        # shellcheck disable=SC2086
-        ${PYTHON:-python3} -m espnet_kd.bin.report --ref "dump/raw/${set}/text" "${report[@]}" \
-            --teacher teacher --baseline "${student}" --output "exp/kim2019_${student}_${set}.md"
+    systems=(--system teacher "${teacher}" --system "${student}" "${plain}"
+        --system SEQ-KD "${plain}_kd_seq_kd")
+    for beta in ${betas}; do
+        systems+=(--system "ERR-KD ${beta}" "${plain}_kd_err_kd_beta${beta}")
     done
+    ${PYTHON:-python3} -m espnet_kd.bin.report "${systems[@]}" \
+        --inference_tag "${search}" --inference_asr_model valid.acc.ave.pth \
+        --teacher teacher --baseline "${student}" --output "exp/kim2019_${student}_{set}.md"
 done

@@ -18,7 +18,6 @@ set -euo pipefail
 
 models=${DENSE:-rnnt conformer}
 levels=${LEVELS:-0.6 0.9}
-python=${PYTHON:-python3}
 conf=conf/panchapagesan2020
 search=decode
 options=("$@")
@@ -53,25 +52,18 @@ done
 [[ " ${models} " != *" conformer "* ]] || step conformer --stage 8
 
 # 4. A table for each dense model and test set: exp/panchapagesan2020_<model>_<set>.md.
-add() { # add NAME EXP
-    report+=(--hyp "$1" "$2/${search}/${set}/text" --model "$1" "$2/valid.loss.ave.pth")
-}
 for model in ${models}; do
     dense=$(folder "${model}")
-    for text in "${dense}/${search}"/*/text; do
-        [ -e "${text}" ] || continue # no stage was asked for
-        set=$(basename "${text%/text}")
-        report=()
-        add dense "${dense}"
-        for level in ${levels}; do
-            add "${level}" "${dense}_sparse${level}"
-            add "${level}+KD" "${dense}_sparse${level}_kd"
-        done
-        if [ "${model}" = conformer ]; then
-            add small "$(folder small)"
-            add small+KD "$(folder small)_kd_kd"
-        fi
-        ${python} -m espnet_kd.bin.report --ref "dump/raw/${set}/text" "${report[@]}" \
-            --teacher dense --baseline dense --output "exp/panchapagesan2020_${model}_${set}.md"
+    systems=(--system dense "${dense}")
+    for level in ${levels}; do
+        systems+=(--system "${level}" "${dense}_sparse${level}"
+            --system "${level}+KD" "${dense}_sparse${level}_kd")
     done
+    if [ "${model}" = conformer ]; then
+        systems+=(--system small "$(folder small)"
+            --system small+KD "$(folder small)_kd_kd")
+    fi
+    ${PYTHON:-python3} -m espnet_kd.bin.report "${systems[@]}" \
+        --inference_tag "${search}" --inference_asr_model valid.loss.ave.pth \
+        --teacher dense --baseline dense --output "exp/panchapagesan2020_${model}_{set}.md"
 done

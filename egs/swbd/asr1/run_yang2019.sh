@@ -53,14 +53,12 @@ for kd in ${kds}; do
 done
 
 # 3. A table for each subset of eval2000, by its stm and glm: exp/yang2019_eval2000<tag>.md.
-systems=()
 students=student
 for kd in ${kds}; do students+=" student_kd_${kd}${tag}"; done
+systems=()
 for name in ${teachers} ${students}; do
-    decoded=$(folder "${name}")/${search}/eval2000/text
-    [ ! -e "${decoded}" ] || systems+=(--hyp "${name}" "${decoded}")
+    systems+=(--system "${name}" "$(folder "${name}")")
 done
-[ ${#systems[@]} -gt 0 ] || exit 0 # no stage was asked for
 # ${python} may be several words.
-${python} -m espnet_kd.bin.score_eval2000 "${systems[@]}" --baseline student \
-    --output "exp/yang2019_eval2000${tag}.md"
+${python} -m espnet_kd.bin.score_eval2000 "${systems[@]}" --inference_tag "${search}" \
+    --baseline student --output "exp/yang2019_eval2000${tag}.md"

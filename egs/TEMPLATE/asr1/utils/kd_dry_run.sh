@@ -21,12 +21,14 @@ decode_with_teacher() { :; }
 score_as_asr_sh() { :; }
 show() { :; }
 preset_options() { # a preset that cannot be read is a fault that the check finds
-    ${python} -m espnet_kd.bin.preset options --kd_config "${kd_config}" 2>/dev/null || true
+    ${python} -m espnet_kd.bin.preset options --kd_config "${kd_config}" 2>/dev/null ||
+        true
 }
 configure() { # the configuration goes into a file that is thrown away
     local new
     new=$(mktemp)
-    if ! ${python} -m espnet_kd.bin.preset "$2" --asr_config "$3" --kd_config "$4" --output_file "${new}" "${@:5}" 2>/dev/null; then
+    if ! ${python} -m espnet_kd.bin.preset "$2" --asr_config "$3" --kd_config "$4" \
+        --output_file "${new}" "${@:5}" 2>/dev/null; then
         act # what it reads is not there yet, or is a fault that the check finds
     elif ! cmp -s "${new}" "$1/train.yaml"; then
         act
@@ -41,7 +43,12 @@ find_trained() { # those that an earlier stage will train have nothing to decode
     trained=()
     for system in "${all[@]}"; do
         read -r name task exp model <<<"${system}"
-        case ${name} in teacher*) made_in=5 ;; student) made_in=9 ;; student+KD) made_in=10 ;; sparse) made_in=11 ;; esac
+        case ${name} in
+        teacher*) made_in=5 ;;
+        student) made_in=9 ;;
+        student+KD) made_in=10 ;;
+        sparse) made_in=11 ;;
+        esac
         if [ -e "${exp}/${model}" ]; then
             trained+=("${system}")
         elif is_wanted "${made_in}"; then
@@ -51,7 +58,9 @@ find_trained() { # those that an earlier stage will train have nothing to decode
 }
 show_plan() { # end with the table of the stages, and all faults
     local number words=()
-    for number in "${!states[@]}"; do words+=("state=${number} ${states[${number}]}"); done
+    for number in "${!states[@]}"; do
+        words+=("state=${number} ${states[${number}]}")
+    done
     check --dry_run "${words[@]}"
     exit
 }

@@ -1,5 +1,6 @@
 # Source it after the defaults: turns `--some-name value` and `--some_name value` into
 # some_name=value. Refuses names that have no default, and answers --help.
+# shellcheck shell=bash
 while [ $# -gt 0 ]; do
     case "$1" in
     --help | -h)

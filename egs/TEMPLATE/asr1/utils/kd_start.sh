@@ -1,0 +1,103 @@
+# The start of kd.sh, sourced by it: a process group, path.sh, the options, cmd.sh, the
+# functions, and words for the checks. ${here} is the folder of our other files.
+# shellcheck shell=bash disable=SC2034,SC2154
+
+# kd.sh works in a process group of its own, so that a signal ends all that it started.
+if [ -z "${KD_SH_JOB:-}" ]; then
+    stop() { # stop CODE
+        trap '' INT TERM HUP
+        local group=${!:-}
+        [ -n "${group}" ] || exit "$1" # nothing is started
+        kill -TERM -- "-${group}" 2>/dev/null || true
+        for _ in {1..50}; do
+            kill -0 -- "-${group}" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL -- "-${group}" 2>/dev/null || true
+        echo "$(date '+%Y-%m-%dT%H:%M:%S') (kd.sh) stopped;" \
+            "the same command goes on" >&2
+        exit "$1"
+    }
+    trap 'stop 130' INT
+    trap 'stop 143' TERM
+    trap 'stop 129' HUP
+    set -m
+    KD_SH_JOB=${here} bash "$0" "$@" </dev/null &
+    set +m
+    wait $! && exit || exit $?
+fi
+unset KD_SH_JOB
+
+# The recipe's own path.sh, utils/parse_options.sh and cmd.sh; ours where it has none.
+words=("$@")
+run_args=$(printf '%q ' "$@")
+set -- # a sourced path.sh sees the positional parameters
+# shellcheck disable=SC1091
+if [ -e path.sh ]; then . ./path.sh; else . "${here}/path.sh"; fi
+# shellcheck source=kd_functions.sh
+. "${here}/utils/kd_functions.sh"
+# shellcheck source=kd_training.sh
+. "${here}/utils/kd_training.sh"
+# shellcheck source=kd_decoding.sh
+. "${here}/utils/kd_decoding.sh"
+set -- "${words[@]}"
+for file in utils/parse_options.sh cmd.sh; do
+    if [ -e "${file}" ]; then file=./${file}; else file=${here}/${file}; fi
+    # shellcheck disable=SC1090
+    . "${file}"
+done
+if [ $# -gt 0 ]; then
+    echo "$0: positional arguments are not taken: $*" >&2
+    exit 2
+fi
+PATH=${PATH}:${here}/utils:/usr/lib/sctk/bin # where Debian puts sclite
+
+# The recipe's own asr.sh decodes and scores, with those of these options that it has.
+asr_sh=()
+if [ -x asr.sh ]; then
+    asr_sh=(./asr.sh)
+    theirs=$(sed -n '/parse_options\.sh/q; s/^\([a-z0-9_]*\)=.*/\1/p' asr.sh)
+    theirs=" ${theirs//$'\n'/ } "
+    not_handed_on=" stage stop_stage skip_stages download_model "
+    for ((i = 0; i < ${#words[@]}; i += 2)); do
+        option=${words[i]#--}
+        option=${option//-/_}
+        [[ ${not_handed_on} = *" ${option} "* || ${theirs} != *" ${option} "* ]] ||
+            asr_sh+=("${words[@]:i:2}")
+    done
+fi
+
+# Kaldi's run.pl and the like may be named in cmd.sh and not be installed.
+for command in train_cmd cuda_cmd decode_cmd; do
+    if ! command -v "${!command%% *}" >/dev/null; then
+        log "${command}: ${!command%% *} is not on PATH," \
+            "jobs run on this machine (run_jobs.py)"
+        printf -v "${command}" run_jobs.py
+    fi
+done
+
+# Faults are gathered: all are told before the first stage. What each option may be:
+# espnet_kd/planning/options.py.
+options_given=()
+for option in train_set valid_set test_sets asr_config stage stop_stage skip_stages \
+    dry_run ngpu num_nodes nj inference_nj num_splits_asr batch_size teacher_nbest \
+    asr_speech_fold_length asr_text_fold_length gpu_inference ignore_init_mismatch \
+    eval_valid_set use_lm use_ngram skip_data_prep skip_train skip_eval asr_task \
+    teacher_task token_type feats_type num_ref cuda_cmd; do
+    options_given+=("option=${option} ${!option}")
+done
+for option in ${refused}; do
+    [ "${!option}" = false ] ||
+        fault "--${option} ${!option}: KD has no such training or decoding," \
+            "leave it at false"
+done
+for option in "${!unused[@]}"; do
+    [ "${!option}" = "${unused[${option}]}" ] ||
+        log "--${option} ${!option}: not used by kd.sh"
+done
+if ! [[ ${stage} =~ ^[0-9]+$ && ${stop_stage} =~ ^[0-9]+$ ]]; then
+    stage=1 stop_stage=0 # a fault; no stage is looked at
+fi
+[ "${skip_data_prep}" = false ] || skip_stages+=" 1 2 3 4"
+[ "${skip_train}" = false ] || skip_stages+=" 5 6 7 8 9 10 11"
+[ "${skip_eval}" = false ] || skip_stages+=" 12 13 14"
