@@ -69,7 +69,8 @@ def lowest(runs: int, words: Sequence[str], cwd: Path, **variables: str) -> Cost
 def of_helps(runs: int) -> dict[str, Cost]:
     """Of --help, for each command of ours and the two of ESPnet's."""
     ours = sorted((REPO / "espnet_kd" / "bin").glob("[!_]*.py"))
-    modules = [*(f"espnet_kd.bin.{path.stem}" for path in ours), *ESPNETS]
+    names = [path.stem for path in ours if path.stem != "command"]  # what they share
+    modules = [*(f"espnet_kd.bin.{name}" for name in names), *ESPNETS]
     return {
         module: lowest(runs, [sys.executable, "-m", module, "--help"], REPO)
         for module in tqdm(modules, desc="--help", disable=None)

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from espnet_kd.data.files import write_whole
+from espnet_kd.data.files import write_text, write_whole
 from espnet_kd.data.kaldi import cuts_to_kaldi, write_table
 
 if TYPE_CHECKING:  # Lhotse is slow to import
@@ -199,7 +199,7 @@ def prepare(
         num_labelled=args.num_train_labelled,
         sampling_rate=sampling_rate,
     )
-    mark.write_text(wanted)
+    write_text(mark, wanted)
 
 
 def _recipe(args: argparse.Namespace) -> str:

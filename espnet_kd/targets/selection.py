@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable, Iterable, Iterator, NamedTuple, Sequ
 import numpy as np
 
 from espnet_kd.targets.hypotheses import Hypothesis, expected_wer, hypotheses_of
-from espnet_kd.targets.weights import error_weights, posterior_weights
+from espnet_kd.targets.hypothesis_weights import error_weights, posterior_weights
 
 if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse.cut import Cut

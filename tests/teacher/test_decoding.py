@@ -366,12 +366,10 @@ def test_options(models, tmp_path):
         check_options({"transducer_conf": {"serach_type": "tsd"}}, "asr")
 
 
-def test_options_of_the_stage_itself_are_refused_in_a_yaml(tmp_path):
-    model = write_model(tmp_path / "model", "attention")
-    with pytest.raises(
-        ValueError, match=r"inference_config \(asr\): device: no option"
-    ):
-        TeacherDecoder(*model, {"device": "cpu"})
+def test_options_of_the_stage_itself_are_refused_in_a_yaml(models):
+    model = models["attention"]
+    with pytest.raises(ValueError, match=r"\(asr\): device: no option"):
+        TeacherDecoder(model.config, model.checkpoint, {"device": "cpu"})
 
 
 @pytest.mark.usefixtures("batches")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from espnet_kd import losses
-from espnet_kd.targets.weights import error_weights, posterior_weights
+from espnet_kd.targets.hypothesis_weights import error_weights, posterior_weights
 
 RNG = random.Random(3)
 LISTS = [[RNG.uniform(-80, 0) for _ in range(k)] for k in (1, 2, 5, 16)]
