@@ -30,7 +30,7 @@ highlight_language = "none"
 
 def files_are_downloads(app, page: str, source: list[str]) -> None:
     """A link out of docs/ is a download: there is no page for it."""
-    outside = re.compile(r"\[([^\]]+)\]\((\.\./[^)]+)\)")
+    outside = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(?:#[^)]*)?\)")
     source[0] = outside.sub(
         lambda link: "{download}`%s <%s>`" % (link[1].replace("`", ""), link[2]),
         source[0],
