@@ -32,7 +32,7 @@ EXPERIMENTAL_OPTIONS: dict[str, tuple[str, ...]] = {
         "max_length_ratio",
     ),
     "teacher_decode": ("cuts", "num_threads"),
-    "report": ("unit", "resamples", "confidence"),
+    "report": ("unit", "scorer", "resamples", "confidence"),
     "export": ("max_utterances", "repeats"),
     "prepare_fsdd": ("snr",),
     "prepare_librispeech": ("manifest_dir", "parts", "check_counts", "num_jobs"),
