@@ -96,6 +96,16 @@ class NodeLossConf(LossConf):
         experimental=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        leaves_classes_out = (self.classes, self.tail) == ("topk", "renormalize")
+        if self.divergence == "reverse_kl" and leaves_classes_out:
+            raise ValueError(
+                "divergence: reverse_kl is infinite with tail: renormalize, by which "
+                "all other classes have no mass in the teacher; use tail: bucket, or "
+                "another divergence"
+            )
+
     @property
     def variant(self) -> str:
         if self.divergence == "kl":

@@ -165,6 +165,9 @@ BAD_LOSSES = {
         nodes="sequence", divergence="jsd"
     ),
     r"divergence: 'js' is none of .*'reverse_kl', 'jsd'": dict(divergence="js"),
+    r"divergence: reverse_kl is infinite with tail: renormalize.*; use tail: bucket": (
+        dict(divergence="reverse_kl", classes="topk", tail="renormalize")
+    ),
     r"k: nodes: sequence has no such field, only frames, .* leave k out.*'distance'": (
         dict(nodes=["path", "sequence"], k=4)
     ),

@@ -1,0 +1,43 @@
+"""Names of `kd_conf`, which imports no torch, are those that the losses know."""
+
+import dataclasses
+
+from espnet_kd.config.losses import (
+    LATTICE_NODES,
+    LOSSES,
+    NodeLossConf,
+    TransducerLossConf,
+    fields_of,
+)
+from espnet_kd.config.options import option_of
+from espnet_kd.distill import (  # noqa: F401
+    band,
+    frames,
+    kinds,
+    lattice,
+    path,
+    sequence,
+    tokens,
+)
+from espnet_kd.losses.classes import CLASSES, TAILS
+from espnet_kd.losses.divergences import DIVERGENCES
+
+
+def names_of(kind: type, field: str) -> tuple[str, ...]:
+    return option_of(fields_of(kind)[field]).kind.names
+
+
+def test_every_kind_of_nodes_has_its_loss():
+    assert set(kinds.TERMS) == set(LATTICE_NODES)
+    assert {*kinds.LOSSES, *kinds.TERMS} == set(LOSSES)
+
+
+def test_divergences():
+    assert names_of(NodeLossConf, "divergence") == tuple(DIVERGENCES)
+
+
+def test_classes_and_their_options():
+    assert set(names_of(TransducerLossConf, "classes")) == set(CLASSES)
+    assert set(names_of(NodeLossConf, "tail")) == set(TAILS)
+    options = {x.name for made in CLASSES.values() for x in dataclasses.fields(made)}
+    assert options <= set(fields_of(NodeLossConf))
