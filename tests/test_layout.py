@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,8 @@ ORDER = (
     "shim",
     "bin",
 )
+# Read before a command knows whether it needs torch, as those of `config` are.
+LIGHT = ("models.config", "models.files", "models.versions", "export.names")
 
 
 def modules() -> dict[str, Path]:
@@ -95,6 +99,17 @@ def test_no_circle(graph):
     while top := set(left) - set().union(*left.values()):
         left = {name: left[name] for name in left if name not in top}
     assert not left, f"these import each other in a circle: {sorted(left)}"
+
+
+def test_no_torch_where_none_is_needed(graph):
+    """Also not by way of other modules; what functions import does not count."""
+    names = [name for name in graph if room(name) == "config"]
+    names += [f"espnet_kd.{name}" for name in LIGHT]
+    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_the_test_sees_imports(tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.starts import environment
 
 REPO = Path(__file__).parents[2]
 # kd.sh resolves its names, and does nothing.
@@ -24,13 +25,7 @@ def run_script(folder: Path, words: Sequence[str], **variables: str) -> str:
     answer = subprocess.run(
         words,
         cwd=folder,
-        env={
-            **os.environ,
-            "PYTHON": sys.executable,
-            "PYTHONPATH": str(REPO),
-            "OMP_NUM_THREADS": "1",
-            **variables,
-        },
+        env=environment(PYTHON=sys.executable, **variables),
         capture_output=True,
         text=True,
     )

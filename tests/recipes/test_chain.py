@@ -4,7 +4,6 @@ Starting Python with ESPnet takes most of the time, so one run serves every test
 """
 
 import json
-import os
 import re
 import resource
 import signal
@@ -19,8 +18,8 @@ import torch
 import yaml
 
 from espnet_kd.models.versions import installed_version
+from tests.starts import REPO, environment
 
-REPO = Path(__file__).parents[2]
 RATE = 8000
 # A checkpoint.pth of ours, on any torch.
 UNSAFE = {} if torch.__version__ < "1.13" else {"weights_only": False}
@@ -88,12 +87,7 @@ def kd_process(folder: Path, *options: str, **variables: str) -> subprocess.Pope
     return subprocess.Popen(
         ["./kd.sh", "--python", sys.executable, *words, *options],
         cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPO),
-            "OMP_NUM_THREADS": "1",
-            **variables,
-        },
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -19,11 +19,11 @@ import yaml
 
 from espnet_kd.report.scoring import read_text, score
 from tests.recipes.espnet_recipes import copy_recipe, line_with_kd_sh
+from tests.starts import FAST_START
 from tests.tasks.recipe import KINDS
 
 # The first test waits for what all of them look at.
 pytestmark = pytest.mark.timeout(3600)
-REPO = Path(__file__).parents[2]
 SHIM = "python3 -m espnet_kd.shim"
 FEW_UPDATES = dict(
     batch_type="unsorted",
@@ -151,7 +151,7 @@ def _environment(programs: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": ":".join(map(str, folders)),
-        "PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}",
+        "PYTHONPATH": f"{FAST_START}:{os.environ.get('PYTHONPATH', '')}",
         "OMP_NUM_THREADS": "1",
     }
 

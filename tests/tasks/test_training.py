@@ -1,7 +1,8 @@
-"""Whole trainings in processes: resume after a kill, DDP, and stock ESPnet decodes."""
+"""Whole trainings: resume after a kill, DDP, and stock ESPnet decodes."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,15 +14,11 @@ import torch
 import yaml
 
 from espnet_kd.lattice import has_k2
+from espnet_kd.tasks.trainer import KDOptimizer
+from tests.starts import REPO, environment
 from tests.tasks.recipe import KINDS, Recipe, teachers
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
 NODES = {"hybrid": ["frames", "tokens"], "asr_transducer": ["path", "frames"]}
-
-
-def module(kind: str) -> str:
-    return f"espnet_kd.bin.{KINDS[kind][0]}_train"
 
 
 def kd(recipe: Recipe, kind: str, **loss) -> dict:
@@ -43,12 +40,12 @@ def assert_same_model(one: Path, other: Path) -> None:
 # Dropout, warm-up and Adam's moments: all have to be where they were.
 RESUMED = dict(
     max_epoch=3,
-    num_iters_per_epoch=20,
+    num_iters_per_epoch=8,
     batch_size=2,
     optim="adam",
     optim_conf=dict(lr=0.003),
     scheduler="warmuplr",
-    scheduler_conf=dict(warmup_steps=50),
+    scheduler_conf=dict(warmup_steps=20),
     num_att_plot=1,
     use_matplotlib=True,
 )
@@ -57,6 +54,21 @@ DROPOUT = {
     "asr_transducer": dict(decoder_conf=dict(dropout_rate=0.2)),
 }
 transducer = "pruned" if has_k2() else "asr_transducer"
+
+
+def train_until_killed(recipe: Recipe, kind: str, output: str, options: dict) -> None:
+    """In a process that is killed in the middle of the second epoch."""
+    step, at = KDOptimizer.step, 3 * RESUMED["num_iters_per_epoch"] // 2
+
+    def watched(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        if self.student.updates == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    watched.hooked = True
+    KDOptimizer.step = watched
+    recipe.train(kind, output, **options)
 
 
 @pytest.mark.parametrize("kind", ["hybrid", transducer])
@@ -68,17 +80,13 @@ def test_resume_after_a_kill(recipe: Recipe, kind: str):
     options.update(kd(recipe, kind))
     whole = recipe.train(kind, f"whole_{kind}", **options)
     killed = recipe.folder / f"killed_{kind}"
-    command = [sys.executable, "-m", module(kind)]
-    command += recipe.options(kind, killed.name, **options)
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    # A forked process has imported everything already.
+    process = multiprocessing.get_context("fork").Process(
+        target=train_until_killed, args=(recipe, kind, killed.name, options)
     )
-    for line in process.stderr:
-        if "2epoch:train:" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.stderr.close()
-    assert process.wait() == -signal.SIGKILL
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode == -signal.SIGKILL
     assert (killed / "1epoch.pth").exists() and not (killed / "2epoch.pth").exists()
     recipe.train(kind, killed.name, resume=True, **options)
     assert_same_model(killed / "3epoch.pth", whole / "3epoch.pth")
@@ -100,12 +108,16 @@ def test_two_processes_train_as_one(recipe: Recipe):
     one = recipe.train("hybrid", "one_process", **options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2"]
-    command += ["-m", module("hybrid"), *recipe.options("hybrid", "two", **options)]
+    command += [
+        "-m",
+        "espnet_kd.bin.asr_train",
+        *recipe.options("hybrid", "two", **options),
+    ]
     command += ["--multiprocessing_distributed", "false", "--dist_backend", "gloo"]
     run = subprocess.run(
         [*command, "--seed", "3"],
-        cwd=ROOT,
-        env=ENVIRONMENT,
+        cwd=REPO,
+        env=environment(),
         capture_output=True,
         text=True,
     )
@@ -155,7 +167,7 @@ def test_stock_espnet_decodes_the_student(recipe: Recipe, kind: str):
     site = recipe.folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(BLOCKER)
-    stock = dict(ENVIRONMENT, PYTHONPATH=str(site))
+    stock = environment(PYTHONPATH=str(site))
     options = ["--ngpu", "0", "--beam_size", "2", "--output_dir", str(exp / "decoded")]
     options += ["--asr_train_config", str(exp / "config.yaml")]
     options += ["--asr_model_file", str(exp / "valid.loss.ave_1best.pth")]

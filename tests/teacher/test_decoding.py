@@ -40,6 +40,7 @@ from espnet_kd.teacher.decoding import (
     read_options,
     sampling_rate,
 )
+from tests.starts import environment
 from tests.teacher.conftest import write_model
 
 KINDS = ["attention", "transducer", "asr_transducer"]
@@ -179,7 +180,9 @@ def test_kill_and_resume_gives_the_same_file(models, data_dir, tmp_path, monkeyp
         f"--teacher_config {model.config} --teacher_model_file {model.checkpoint} "
         "--inference_config decode.yaml --output_file killed.jsonl"
     )
-    process = subprocess.Popen(command.split(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command.split(), env=environment(), stderr=subprocess.DEVNULL
+    )
     killed = Path("killed.jsonl")
     while process.poll() is None:
         if killed.is_file() and killed.read_bytes().count(b"\n") >= 3:
