@@ -205,7 +205,7 @@ def utterance_loss(
         )
         # the student is read at each shift of the window; the least loss counts
         tried = [
-            (oracles.grouped_kl(student[kind][at], *target, temperature), at)
+            (oracles.grouped(student[kind][at], *target, temperature), at)
             for at in (
                 (t + later, *row)
                 for later in range(shift + 1 - loss.get("window", 1), shift + 1)
@@ -214,7 +214,7 @@ def utterance_loss(
         ]
         if tried:
             value, at = min(tried)
-            slope = oracles.grouped_kl_grad(student[kind][at], *target, temperature)
+            slope = oracles.grouped_grad(student[kind][at], *target, temperature)
             values.append(factor * value)
             gradient[at] += factor * slope
     return Loss(math.fsum(values), len(values), gradient)
