@@ -50,7 +50,7 @@ def changed(tmp_path_factory) -> tuple[Path, list[str]]:
 
 def test_the_tests_of_the_page_pass(changed):
     root, tests = changed
-    assert len(tests) == 2
+    assert len(tests) == 3
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=root,
