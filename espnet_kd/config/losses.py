@@ -94,6 +94,15 @@ class NodeLossConf(LossConf):
         experimental=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_cut = self.classes == "topk" and self.tail == "renormalize"
+        if is_cut and self.divergence == "reverse_kl":
+            raise ValueError(
+                "divergence: reverse_kl is infinite with tail: renormalize, which "
+                "gives the other classes no mass; set tail: bucket, or use jsd"
+            )
+
     @property
     def variant(self) -> str:
         if self.divergence == "kl":
