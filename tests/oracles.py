@@ -37,33 +37,69 @@ def log_softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return np.array([value - norm for value in scaled])
 
 
-def grouped_kl(logits, groups, log_q, temperature: float = 1.0) -> float:
-    """T^2 sum_g q_g (log q_g - log p_g), where p_g sums p over the classes of group g.
+def divergence_of_groups(name: str, log_q: float, log_p: float) -> float:
+    """One group's term of a divergence between q and p; 0 log 0 = 0.
 
-    Singletons give the plain KL; {y}, {blank}, {others} give equation D.1 of
-    Panchapagesan et al. 2020. The mass of a group is a sum of its own classes, never
-    "1 - the others", so it is exact however small it is. 0 log 0 = 0.
+    kl: q log(q/p). reverse_kl: p log(p/q). jsd: [q log(q/m) + p log(p/m)] / 2 with
+    m = (p + q) / 2.
     """
-    log_p = log_softmax(logits, temperature)
-    value = 0.0
-    for group, log_mass in zip(groups, log_q):
-        if log_mass > -math.inf:
-            value += math.exp(log_mass) * (log_mass - logsumexp(log_p[group]))
-    return temperature**2 * value
+
+    def term(log_a: float, log_b: float) -> float:
+        return 0.0 if log_a == -math.inf else math.exp(log_a) * (log_a - log_b)
+
+    if name == "kl":
+        return term(log_q, log_p)
+    if name == "reverse_kl":
+        return term(log_p, log_q)
+    log_m = logsumexp([log_q, log_p]) - math.log(2)
+    return (term(log_q, log_m) + term(log_p, log_m)) / 2
 
 
-def grouped_kl_grad(logits, groups, log_q, temperature: float = 1.0) -> np.ndarray:
-    """Gradient of `grouped_kl`: T sum_g q_g (p_k - [k in g] p_k / p_g).
+def divergence_slope(name: str, log_q: float, log_p: float) -> float:
+    """d `divergence_of_groups` / d log p.
 
-    With groups that cover all the classes and T = 1 this is p_k (1 - q_c / p_c).
+    kl: -q. reverse_kl: p (log(p/q) + 1). jsd: p log(p/m) / 2, for in its derivative by
+    p, [log(p/m) + 1 - (q + p) / 2m] / 2, the last two cancel.
+    """
+    if name == "kl":
+        return -math.exp(log_q)
+    if log_p == -math.inf:
+        return 0.0
+    if name == "reverse_kl":
+        return math.exp(log_p) * (log_p - log_q + 1)
+    log_m = logsumexp([log_q, log_p]) - math.log(2)
+    return math.exp(log_p) * (log_p - log_m) / 2
+
+
+def grouped(logits, groups, log_q, temperature: float = 1.0, divergence="kl") -> float:
+    """T^2 sum_g d(q_g, p_g), where p_g sums p over the classes of group g.
+
+    With kl, T^2 sum_g q_g (log q_g - log p_g). Singletons give the plain divergence;
+    {y}, {blank}, {others} give equation D.1 of Panchapagesan et al. 2020. The mass of a
+    group is a sum of its own classes, never "1 - the others", so it is exact however
+    small it is.
+    """
+    log_p = group_masses(logits, groups, temperature)
+    terms = (divergence_of_groups(divergence, *pair) for pair in zip(log_q, log_p))
+    return temperature**2 * sum(terms)
+
+
+def grouped_grad(
+    logits, groups, log_q, temperature: float = 1.0, divergence="kl"
+) -> np.ndarray:
+    """Gradient of `grouped`: T sum_g s_g ([k in g] p_k / p_g - p_k), s_g its slope.
+
+    With kl, groups that cover all the classes and T = 1 this is p_k (1 - q_c / p_c).
     """
     log_p = log_softmax(logits, temperature)
     grad = np.zeros(len(log_p))
     for group, log_mass in zip(groups, log_q):
-        if log_mass > -math.inf:
-            q = math.exp(log_mass)
-            grad += q * np.exp(log_p)
-            grad[group] -= q * np.exp(log_p[group] - logsumexp(log_p[group]))
+        if not group:
+            continue
+        total = logsumexp(log_p[group])
+        slope = divergence_slope(divergence, log_mass, total)
+        grad -= slope * np.exp(log_p)
+        grad[group] += slope * np.exp(log_p[group] - total)
     return temperature * grad
 
 
@@ -146,8 +182,9 @@ def lattice_kd(
     groups_of,
     blank,
     temperature,
+    divergence="kl",
 ) -> list[Node]:
-    """sum_{t,u} KL(teacher || student) over all nodes t < T_b, u <= U_b (papers D.1).
+    """sum_{t,u} D(teacher || student) over all nodes t < T_b, u <= U_b (papers D.1).
 
     `groups_of` is `collapsed_groups` or `full_groups`.
     """
@@ -158,16 +195,16 @@ def lattice_kd(
                 label = int(labels[b, u]) if u < label_lengths[b] else None
                 groups = groups_of(student.shape[-1], label, blank)
                 log_q = group_masses(teacher[b, t, u], groups, temperature)
-                args = (student[b, t, u], groups, log_q, temperature)
-                where = (b, t, u)
-                nodes.append(Node(where, grouped_kl(*args), grouped_kl_grad(*args)))
+                args = (student[b, t, u], groups, log_q, temperature, divergence)
+                nodes.append(Node((b, t, u), grouped(*args), grouped_grad(*args)))
     return nodes
 
 
 def path_kd(
-    student, teacher, path, path_lengths, shift, student_lengths, temperature
-) -> list[Node]:
-    """sum_{(t,u) in path} KL(teacher(t, u) || student(t + shift, u)) (papers B.1).
+    student, teacher, path, path_lengths, shift, student_lengths, temperature,
+    divergence="kl",
+) -> list[Node]:  # fmt: skip
+    """sum_{(t,u) in path} D(teacher(t, u) || student(t + shift, u)) (papers B.1).
 
     Nodes whose t + shift falls outside the student's frames are dropped.
     """
@@ -179,12 +216,14 @@ def path_kd(
             if 0 <= t + shift < frames:
                 where = (b, int(t + shift), int(u))
                 log_q = log_softmax(teacher[b, t, u], temperature)
-                args = (student[where], groups, log_q, temperature)
-                nodes.append(Node(where, grouped_kl(*args), grouped_kl_grad(*args)))
+                args = (student[where], groups, log_q, temperature, divergence)
+                nodes.append(Node(where, grouped(*args), grouped_grad(*args)))
     return nodes
 
 
-def essence_kd(student, log_probs, ids, lengths, tail, temperature) -> list[Node]:
+def essence_kd(
+    student, log_probs, ids, lengths, tail, temperature, divergence="kl"
+) -> list[Node]:
     """sum_l sum_{i in S} q_i (log q_i - log p_i), S the K kept classes (papers C.1).
 
     renormalize: q_i = pT_i / sum_S pT, the student's softmax stays over all classes.
@@ -200,13 +239,15 @@ def essence_kd(student, log_probs, ids, lengths, tail, temperature) -> list[Node
             if tail == "renormalize":
                 norm = logsumexp(log_q)
                 log_q = [value - norm for value in log_q]
+                groups.append([c for c in range(size) if c not in kept])
+                log_q.append(-math.inf)
             elif len(kept) < size:
                 groups.append([c for c in range(size) if c not in kept])
                 rest = 1.0 - sum(math.exp(value) for value in log_q)
                 log_q.append(math.log(rest) if rest > 0 else -math.inf)
             where = (b, frame)
-            args = (student[where], groups, log_q, temperature)
-            nodes.append(Node(where, grouped_kl(*args), grouped_kl_grad(*args)))
+            args = (student[where], groups, log_q, temperature, divergence)
+            nodes.append(Node(where, grouped(*args), grouped_grad(*args)))
     return nodes
 
 
@@ -595,7 +636,7 @@ def occupancy_grad(logits, labels, blank: int, occupancy: np.ndarray) -> np.ndar
     return grad
 
 
-# ----------------------------------------------------- the grid of nodes and classes
+# ------------------------------------ the grid of nodes, classes and divergences
 
 
 def class_targets(teacher, classes, label, blank, k, tail, temperature):
@@ -603,7 +644,7 @@ def class_targets(teacher, classes, label, blank, k, tail, temperature):
 
     full: every class. collapsed: {label}, {blank}, {rest}. topk: blank and the best of
     the others, k in all; tail "bucket" adds one class of all others, "renormalize"
-    divides the k masses by their sum.
+    divides the k masses by their sum and leaves the others none.
     """
     size = len(teacher)
     if classes == "full":
@@ -616,7 +657,8 @@ def class_targets(teacher, classes, label, blank, k, tail, temperature):
         groups = [[c] for c in kept]
         if tail == "renormalize":
             norm = logsumexp(log_q[kept])
-            return groups, [log_q[c] - norm for c in kept]
+            groups.append([c for c in range(size) if c not in kept])
+            return groups, [*(log_q[c] - norm for c in kept), -math.inf]
         if k < size:
             groups.append([c for c in range(size) if c not in kept])
     return groups, group_masses(teacher, groups, temperature)
@@ -645,6 +687,7 @@ class GridCase:
     path_lengths: np.ndarray | None = None
     ranges: np.ndarray | None = None
     weights: np.ndarray | None = None
+    divergence: str = "kl"
 
     def nodes(self) -> Iterator[tuple[int, int, int]]:
         """The teacher's nodes (b, t, u): of the path, of the band, or all."""
@@ -661,7 +704,7 @@ class GridCase:
 
     @functools.cached_property
     def kd_nodes(self) -> list[Node]:
-        """KL(teacher at (t, u) || student at (t + shift, u)), weighted.
+        """D(teacher at (t, u) || student at (t + shift, u)), weighted.
 
         Nodes whose t + shift is no frame of the utterance are dropped, and so are those
         of a band that the band does not hold there. A path goes where it goes.
@@ -684,9 +727,10 @@ class GridCase:
                 self.temperature,
             )
             where = (b, t + self.shift, u)
-            args = (batch.student[where], groups, log_q, self.temperature)
+            logits, temperature = batch.student[where], self.temperature
+            args = (logits, groups, log_q, temperature, self.divergence)
             weight = 1.0 if self.weights is None else self.weights[b, t, u]
-            value, grad = weight * grouped_kl(*args), weight * grouped_kl_grad(*args)
+            value, grad = weight * grouped(*args), weight * grouped_grad(*args)
             nodes.append(Node(where, value, grad))
         return nodes
 
@@ -829,5 +873,6 @@ def random_case(
         shift=fixed.get("shift", int(rng.integers(1, 3)) if "shifted" in nodes else 0),
         reduction=draw("reduction", ["batch", "node", "none"]),
         topology=topology,
+        divergence=fixed.get("divergence", "kl"),
         **where,
     )

@@ -48,7 +48,7 @@ def usable(device: torch.device, dtype: torch.dtype, kept: int) -> bool:
         return False
     if INTERPRETED:
         return device.type == "cpu"
-    if dtype == torch.float32 and _precision() != "tf32":
+    if dtype == torch.float32 and matmul_precision() != "tf32":
         return False
     return device.type == "cuda" and _launches(device)
 
@@ -122,7 +122,7 @@ def linear_scores(
         )  # fmt: skip
         _rest_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK_N"]),)](
             hidden, weight, bias, ids, rest, n, inverse_temperature,
-            V=classes, J=width, K=kept, BLOCK_J=block_j, PRECISION=_precision(),
+            V=classes, J=width, K=kept, BLOCK_J=block_j, PRECISION=matmul_precision(),
         )  # fmt: skip
     return scores, rest
 
@@ -167,7 +167,7 @@ def rest_gradient_(
         )  # fmt: skip
 
 
-def _precision() -> str:
+def matmul_precision() -> str:
     """How float32 is multiplied: as torch multiplies it."""
     name, tf32 = tf32_setting()
     return "tf32" if getattr(torch.backends.cuda.matmul, name) == tf32 else "ieee"

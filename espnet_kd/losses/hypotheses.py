@@ -14,6 +14,7 @@ from espnet_kd.lattice.masks import (
     length_mask,
     upcast,
 )
+from espnet_kd.losses.divergences import DIVERGENCES
 from espnet_kd.losses.nodes import reduce_nodes
 
 
@@ -86,19 +87,20 @@ def full_sum_kd(
     The scores are full sums over alignments, so that student and teacher need neither
     equal frames nor equal alignments (Zeineldeen et al. 2023).
 
-    `kl`: temperature**2 * KL(q || p), q and p the posteriors of teacher and student
-    restricted to the list, softmax over K of score / temperature. `l1`, `l2`: sum over
-    K of |d| or d**2, d the difference of the two scores.
+    `kl`, `reverse_kl`, `jsd`: temperature**2 times the divergence between q and p, the
+    posteriors of teacher and student restricted to the list, softmax over K of score /
+    temperature. `l1`, `l2`: sum over K of |d| or d**2, d the difference of the two
+    scores.
 
     Args:
         student_scores: (B, K) log P(y) by the student.
         teacher_scores: (B, K) by the teacher, which gets no gradient.
-        lengths: (B,) hypotheses of each utterance; anything may stand in the padding.
-            A hypothesis that a side cannot make (-inf) is left out.
-        distance: "kl", "l1" or "l2".
-        temperature: of "kl"; for the others 1.
-        reduction: "none" gives (B,); "batch" their sum / B; "node" for "kl" the same
-            (an utterance is a node), else the mean over hypotheses.
+        lengths: (B,) hypotheses of each utterance; the padding may hold anything. A
+            hypothesis that a side cannot make (-inf) is left out.
+        distance: "l1", "l2", or the name of a divergence.
+        temperature: of a divergence; for "l1" and "l2" 1.
+        reduction: "none" gives (B,); "batch" their sum / B; "node" for a divergence the
+            same (an utterance is a node), else the mean over hypotheses.
 
     Raises:
         ValueError: a shape, a length or an option does not fit.
@@ -111,13 +113,12 @@ def full_sum_kd(
     valid = valid & (student != -torch.inf) & (teacher != -torch.inf)
     # Masked before anything is computed: the padding then meets no gradient either.
     student, teacher = (x.masked_fill(~valid, 0) for x in (student, teacher))
-    if distance == "kl":
-        log_p, log_q = (
+    if distance in DIVERGENCES:
+        log_q, log_p = (
             (x / temperature).masked_fill(~valid, LOG_ZERO).log_softmax(1)
-            for x in (student, teacher)
+            for x in (teacher, student)
         )
-        terms = (log_q.exp() * (log_q - log_p)).masked_fill(~valid, 0)
-        terms = temperature**2 * terms.sum(1, keepdim=True)
+        terms = temperature**2 * DIVERGENCES[distance](log_q, log_p).unsqueeze(1)
         return reduce_nodes(terms, torch.ones_like(terms, dtype=torch.bool), reduction)
     difference = student - teacher
     terms = difference.abs() if distance == "l1" else difference.square()
@@ -132,12 +133,13 @@ def _check_full_sum(
             f"student_scores: shape {tuple(student.shape)}, expected (B, K)"
         )
     check_same_shape("teacher_scores", teacher, "student_scores", student)
-    if distance not in ("kl", "l1", "l2"):
-        raise ValueError(f"distance: {distance!r} is none of 'kl', 'l1', 'l2'")
+    distances = (*DIVERGENCES, "l1", "l2")
+    if distance not in distances:
+        raise ValueError(f"distance: {distance!r} is not one of {distances}")
     if not temperature > 0:
         raise ValueError(f"temperature: {temperature} must be above 0")
-    if distance != "kl" and temperature != 1:
+    if distance not in DIVERGENCES and temperature != 1:
         raise ValueError(
-            f"temperature: {temperature} is only for distance 'kl'; {distance!r} "
-            "compares the log-probabilities themselves"
+            f"temperature: {temperature} is only for distances between posteriors, "
+            f"such as 'kl'; {distance!r} compares the log-probabilities themselves"
         )

@@ -263,9 +263,9 @@ def test_float32_is_multiplied_as_torch_multiplies_it() -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        assert triton_kernels._precision() == "tf32"
+        assert triton_kernels.matmul_precision() == "tf32"
         torch.set_float32_matmul_precision("highest")
-        assert triton_kernels._precision() == "ieee"
+        assert triton_kernels.matmul_precision() == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -87,6 +87,7 @@ def options(case, dtype=torch.float64, **changed):
     """The keyword arguments of transducer_kd that make the cell of `case`."""
     made = {
         "classes": case.classes,
+        "divergence": case.divergence,
         "tail": case.tail,
         "k": case.k,
         "temperature": case.temperature,

@@ -126,7 +126,7 @@ def test_all_classes_kept_is_the_full_kl(tail):
             log_q = np.empty(6)
             log_q[example.ids[b, frame]] = example.values[b, frame]
             args = (example.student[b, frame], oracles.full_groups(6), log_q)
-            value = oracles.grouped_kl(*args)
+            value = oracles.grouped(*args)
             nodes.append(oracles.Node((b, frame), value, np.zeros(6)))
     loss = essence_kd(*example.tensors(), tail=tail, reduction="none")
     wanted = oracles.reduced(nodes, 3, "none")

@@ -153,7 +153,7 @@ def test_half_precision_is_computed_in_float32():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(distance="js"), "distance: 'js' is none of"),
+        (dict(distance="js"), "distance: 'js' is not one of"),
         (dict(temperature=0.0), "temperature: 0.0 must be above 0"),
         (dict(distance="l2", temperature=2.0), "temperature: 2.0 is only for .*'kl'"),
         (dict(reduction="mean"), "reduction: 'mean' is not one of"),

@@ -108,12 +108,12 @@ def node_classes(log_q, classes, k, tail, label, keep) -> tuple[list, list]:
     else:
         kept = oracles.topk_classes(log_q, k, keep)
         groups = [[c] for c in kept]
-        if tail == "bucket" and k < size:
+        if k < size:
             groups.append([c for c in range(size) if c not in kept])
     masses = [oracles.logsumexp(log_q[group]) for group in groups]
     if classes == "topk" and tail == "renormalize":
-        norm = oracles.logsumexp(masses)
-        masses = [mass - norm for mass in masses]
+        norm = oracles.logsumexp(masses[:k])
+        masses = [mass - norm for mass in masses[:k]] + [-math.inf] * (k < size)
     return groups, masses
 
 
@@ -204,8 +204,9 @@ def utterance_loss(
             keep,
         )
         # the student is read at each shift of the window; the least loss counts
+        how = (temperature, loss.get("divergence", "kl"))
         tried = [
-            (oracles.grouped_kl(student[kind][at], *target, temperature), at)
+            (oracles.grouped(student[kind][at], *target, *how), at)
             for at in (
                 (t + later, *row)
                 for later in range(shift + 1 - loss.get("window", 1), shift + 1)
@@ -214,7 +215,7 @@ def utterance_loss(
         ]
         if tried:
             value, at = min(tried)
-            slope = oracles.grouped_kl_grad(student[kind][at], *target, temperature)
+            slope = oracles.grouped_grad(student[kind][at], *target, *how)
             values.append(factor * value)
             gradient[at] += factor * slope
     return Loss(math.fsum(values), len(values), gradient)
