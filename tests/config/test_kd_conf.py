@@ -164,9 +164,6 @@ BAD_LOSSES = {
     r"divergence: nodes: sequence has no such field, only frames, ": dict(
         nodes="sequence", divergence="jsd"
     ),
-    r"divergence: reverse_kl is infinite with tail: renormalize.* tail: bucket": dict(
-        classes="topk", tail="renormalize", divergence="reverse_kl"
-    ),
     r"divergence: 'js' is none of .*'reverse_kl', 'jsd'": dict(divergence="js"),
     r"divergence: reverse_kl is infinite with tail: renormalize.*; use tail: bucket": (
         dict(divergence="reverse_kl", classes="topk", tail="renormalize")
