@@ -46,18 +46,3 @@ def check_lengths(name: str, lengths: Tensor, batch: int, longest: int) -> Tenso
 def length_mask(lengths: Tensor, longest: int) -> Tensor:
     """(B,) -> (B, longest) bool, true at the first ``lengths[b]`` positions."""
     return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(-1)
-
-
-def mask_nodes(x: Tensor, valid: Tensor) -> Tensor:
-    """Zero the classes of the nodes that do not count.
-
-    Done to the input, not to the result: whatever stands in the padding (NaN, Inf)
-    then meets neither the value nor the gradient.
-
-    Args:
-        x: (..., V).
-        valid: (...) bool.
-    """
-    if valid.all():
-        return x
-    return x.masked_fill(~valid.unsqueeze(-1), 0)
