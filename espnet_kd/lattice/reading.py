@@ -32,8 +32,8 @@ NODES = {"cpu": 2**10, "cuda": 2**18}
 class Divergence(Protocol):
     """How far a posterior p of the lattice is from a target q: `losses.divergences`."""
 
-    def __call__(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """(n, V) log-probabilities twice -> (n,)."""
+    def formula(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """(n, V) log-probabilities >= `LOG_ZERO` twice -> (n,)."""
 
     def gradient(self, log_q: Tensor, logits: Tensor) -> Tensor:
         """Of its value by (n, V) logits of p, which are left as they are."""
@@ -226,8 +226,9 @@ def _read(
     """One chunk; overwrites its logits (n, V)."""
     torch.gather(logits, 1, ids, out=out.scores)
     for column, target in enumerate(request.targets):
-        log_p = target.scaled(logits).log_softmax(1)
-        out.divergence[:, column] = target.divergence(target.log_probs(nodes), log_p)
+        log_q = target.log_probs(nodes).clamp(min=LOG_ZERO)
+        log_p = target.scaled(logits).log_softmax(1).clamp_(min=LOG_ZERO)
+        out.divergence[:, column] = target.divergence.formula(log_q, log_p)
     if request.temperatures:
         logits.scatter_(1, ids, -torch.inf)
     for column, _, scaled in _by_temperature(logits, request.temperatures):
