@@ -116,6 +116,13 @@ def test_the_filter_of_the_recipe_leaves_the_same():
     assert done.stdout.splitlines() == expected
 
 
+def test_a_set_that_nobody_decoded(tmp_path, caplog):
+    output = tmp_path / "score.md"
+    system = ("--system", "one", str(tmp_path / "exp"))
+    assert command.main([*system, "--output", str(output)]) == 0
+    assert "nothing is decoded" in caplog.text and not output.exists()
+
+
 @needs_sclite
 class TestCommand:
     def test_table_of_each_subset(self, data, tmp_path):
@@ -150,9 +157,6 @@ class TestCommand:
         )
         expected = ["21.43", "0.00", "11.54"]
         assert rates == [(name, rate) for rate in expected for name in "ab"]
-        output.unlink()
-        command.main([*options, "--inference_tag", "other"])
-        assert not output.exists()
 
     def test_message(self, data, tmp_path):
         text = tmp_path / "text"
