@@ -80,6 +80,13 @@ CELLS = {
         dict(nodes="path", window=2, shift=3, **COLLAPSED),
         dict(**NBEST, window=3, shift=2, reduction="node"),
     ],
+    "other divergences": [
+        dict(nodes="lattice", temperature=2.0, divergence="reverse_kl"),
+        dict(nodes="lattice", divergence="jsd", **COLLAPSED, **OCCUPANCY),
+        dict(nodes="band", width=3, divergence="reverse_kl", **BUCKET),
+        dict(nodes="path", divergence="jsd", **RENORMALIZE),
+        dict(**WINDOW, temperature=1.5, divergence="reverse_kl", **COLLAPSED),
+    ],
 }
 
 
@@ -251,6 +258,7 @@ def test_frames_and_tokens_beside_a_lattice(recipe: Recipe):
         dict(nodes="frames", temperature=2.0),
         dict(nodes="band", width=2, **COLLAPSED),
         dict(nodes="frames", **RENORMALIZE),
+        dict(nodes="frames", divergence="reverse_kl", **BUCKET),
     ]
     batch = batch_of(recipe, weights=True)
     assert_by_hand(recipe, "asr_transducer", losses, batch, rtol=FLOAT32)
