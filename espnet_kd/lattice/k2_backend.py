@@ -35,7 +35,7 @@ def _label_arcs(label: Tensor, topology: str, fill: float) -> Tensor:
 def _padded(x: Tensor, fill: float) -> Tensor:
     """(B, T, U+1) with the label, and the frames, that k2 1.23.4 asks for: T >= U >= 1.
 
-    What lies outside the lengths of an utterance k2 does not read.
+    k2 does not read what is outside the lengths of an utterance.
     """
     _, frames, rows = x.shape
     padding = (0, int(rows == 1), 0, max(0, max(rows - 1, 1) - frames))

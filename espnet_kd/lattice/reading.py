@@ -259,7 +259,7 @@ def _gradient(
         sums = share if sums is None else sums.add_(share)
     if sums is None:
         sums = logits.zero_()
-    # Classes that are kept are no part of the rest; one named twice takes both.
+    # Kept classes are not part of the rest; one that occurs twice takes both.
     sums.scatter_(1, ids, 0.0).scatter_add_(1, ids, gradients.scores)
     for part in parts:
         sums.add_(part)
