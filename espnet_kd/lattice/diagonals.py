@@ -1,9 +1,9 @@
 """Transducer lattices walked diagonal by diagonal, over all utterances at once.
 
 An alignment takes one arc per step, so a node belongs to one step, its diagonal: t + u
-in the regular topology, t in the modified one, where a label arc leads to (t+1, u+1). By
-diagonals both look alike: from row u, blank leads to row u of the next diagonal and a
-label to row u + 1.
+in the regular topology, t in the modified one, where a label arc leads to (t+1, u+1).
+By diagonals both look alike: from row u, blank leads to row u of the next diagonal and
+a label to row u + 1.
 
 Shapes: B utterances, T encoder frames, U labels, D diagonals (T + U, or T).
 """

@@ -229,5 +229,5 @@ def test_refusals_name_the_argument():
 
 @pytest.mark.skipif(has_k2(), reason="k2 is installed")
 def test_k2_is_refused_where_it_is_absent():
-    with pytest.raises(ImportError, match="'k2' was asked for.*backend='torch'"):
+    with pytest.raises(ImportError, match="'k2' was requested.*backend='torch'"):
         total_score(*make_batch(2, 3, 2, 4), backend="k2")

@@ -284,6 +284,6 @@ def test_what_cannot_be_compared_is_refused(recipe: Recipe, hidden: dict, messag
 
 
 def test_hidden_layers_need_a_teacher(recipe: Recipe):
-    message = "teacher_config: kd_conf has hidden but there is no teacher; .*hidden"
+    message = "teacher_config: kd_conf has hidden, but no teacher is given; .*hidden"
     with pytest.raises(ConfigurationError, match=message):
         build(recipe, [MSE])

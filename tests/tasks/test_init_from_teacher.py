@@ -94,6 +94,6 @@ def test_other_normalisation_is_refused(recipe: Recipe):
 
 
 def test_it_needs_a_teacher(recipe: Recipe):
-    message = "teacher_config: kd_conf has init_from_teacher but there is no teacher"
+    message = "teacher_config: kd_conf has init_from_teacher, but no teacher"
     with pytest.raises(ConfigurationError, match=message):
         recipe.build("hybrid", **init())

@@ -133,7 +133,7 @@ def test_data_parallel(recipe: Recipe):
 def test_hypotheses_torn_apart_by_a_split_set(recipe: Recipe):
     compared = dict(kd_conf=dict(losses=[dict(nodes="sequence")]))
     model = teachers(recipe.teacher("hybrid"))
-    message = "nodes: sequence .* tears apart; leave --num_splits_asr at 1"
+    message = "nodes: sequence .* separates; set --num_splits_asr 1"
     refused(recipe, message, multiple_iterator=True, **model, **compared)
 
 
