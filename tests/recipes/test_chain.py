@@ -363,7 +363,7 @@ def test_a_training_is_stopped_and_goes_on(recipe: Path):
     """By Ctrl-C, by kill; then its checkpoint is torn, and one of an older ESPnet."""
     code, before, said = stopped(recipe, signal.SIGINT)
     assert code == 130, said
-    assert re.fullmatch(r"\S+ \(kd.sh\) stopped; the same command goes on\n", said)
+    assert re.fullmatch(r"\S+ \(kd.sh\) stopped; the same command resumes\n", said)
     code, after, said = stopped(recipe, signal.SIGTERM)
     assert code == 143 and said.count("\n") == 1, said
     assert before == list(range(1, len(before) + 1))

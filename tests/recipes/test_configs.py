@@ -486,7 +486,7 @@ def test_kd_sh_takes_what_a_script_passes(script: Path):
     steps = re.findall(r" Done in \d+ seconds: ", answer.stdout)
     assert steps and "Stage " not in answer.stdout, answer.stdout
     refused = re.findall(
-        "no such option.*|needs a value.*|are not taken.*", answer.stderr
+        "no such option.*|needs a value.*|are not accepted.*", answer.stderr
     )
     assert not refused
 

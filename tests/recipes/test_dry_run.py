@@ -69,7 +69,7 @@ def test_all_faults_and_what_is_missing(mini: Path):
     assert answer.returncode == 1
     errors = re.findall("^Error: (.*)", answer.stderr, re.M)
     for part in (
-        "--use_k2 true: KD has no such",
+        "--use_k2 true: not supported with KD",
         "--asr_config conf/trian.yaml: not found",
         "--inference_config conf/x.yaml: not found",
         "dump/raw/train_labelled_kd_one_best_path/wav.scp: not found; run stage 8",

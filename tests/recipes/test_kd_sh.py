@@ -268,7 +268,7 @@ def test_what_asr_sh_made_is_left_alone(recipe):
     assert answer.stdout.count("was not made by kd.sh: left as it is") == 5
     answer = kd(recipe, f"{options} --stage 9 --stop_stage 9")
     assert answer.returncode == 0, answer.stderr
-    assert "exp/student was not trained by kd.sh: taken as it is" in answer.stdout
+    assert "exp/student was not trained by kd.sh: used as it is" in answer.stdout
     assert before == {path: path.stat().st_mtime_ns for path in recipe.rglob("*")}
     (student / "valid.acc.ave_1best.pth").unlink()
     answer = kd(recipe, f"{options} --stage 9 --stop_stage 9")

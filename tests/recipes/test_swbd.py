@@ -203,4 +203,4 @@ def test_missing_corpus_is_named(tmp_path):
         text=True,
     )
     assert answer.returncode == 1
-    assert "EVAL2000='' is no folder" in answer.stderr
+    assert "EVAL2000='': folder not found" in answer.stderr

@@ -138,4 +138,4 @@ def test_a_missing_corpus_is_named(tmp_path):
         text=True,
     )
     assert answer.returncode != 0
-    assert "WSJ0='nowhere' is no folder" in answer.stderr
+    assert "WSJ0='nowhere': folder not found" in answer.stderr
