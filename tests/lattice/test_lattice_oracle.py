@@ -198,7 +198,7 @@ def test_occupancy(case, dtype, backend):
     assert actual.shape == wanted.shape and actual.dtype == dtype
     assert_near(actual, wanted, dtype)
     assert (actual[torch.from_numpy(batch.padding())] == 0).all()
-    sums = actual.double().sum(dim=(1, 2)).numpy()  # T blanks, U labels an alignment
+    sums = actual.double().sum(dim=(1, 2)).numpy()  # T blanks and U labels each
     lengths = np.stack([batch.logit_lengths, batch.label_lengths], axis=1)
     np.testing.assert_allclose(sums, lengths, rtol=1e-4, atol=1e-5)
 
@@ -309,7 +309,7 @@ def test_more_padding_and_another_order_change_nothing(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_extreme_logits(dtype, backend):
-    """Scores of minus ten thousands, posteriors of 0 and 1: finite, and right."""
+    """Scores of about -10000, posteriors of 0 and 1: finite and correct."""
     batch = random_lattices(11, 3, 4, 3, 4, scale=1e4, dtype=np.float32)
     logits, *rest = tensors(batch, dtype)
     logits.requires_grad_()
@@ -386,7 +386,7 @@ def test_int32_labels_and_lengths(backend):
 
 
 def test_without_a_choice_a_backend_is_found():
-    """backend=None serves whether k2 is installed or not, with the same numbers."""
+    """backend=None works with and without k2, with the same numbers."""
     batch = random_lattices(15, 3, 5, 3, 7)
     args = tensors(batch)
     wanted = expected(batch, oracles.sweep_lattice)

@@ -47,7 +47,7 @@ def padded(path, symbols, longest):
 @pytest.mark.parametrize("n", [1, 2, 7, 50])
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_nbest_are_the_best_of_all(backend, topology, n, missing):
-    """More are asked for than the smaller lattices have."""
+    """More are requested than the smaller lattices have."""
     lattices = random_lattices(n, **all_sizes(4, 3, topology), missing=missing)
     rows, scores = backend.nbest_rows(*lattices, n, topology)
     longest = 4 + 3 if topology == "regular" else 4
@@ -94,7 +94,7 @@ def test_nbest_on_a_larger_lattice(backend, topology):
 
 
 def test_samples_follow_the_posterior(backend, topology):
-    """Every alignment is drawn as often as its posterior says, within 5 deviations."""
+    """Every alignment is drawn with its posterior probability, within 5 deviations."""
     n = 20000
     lattices = random_lattices(2, [4, 3, 2], [3, 1, 2], scale=1.0, missing=0.1)
     generator = torch.Generator().manual_seed(1)
@@ -173,7 +173,7 @@ def follow(path, log_probs, labels, frames, symbols, topology):
 @pytest.mark.parametrize("band", [False, True])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_paths_of_logits(name, topology, band):
-    """Paths are valid, padded with their last node, and score what they cost."""
+    """Paths are valid, padded with their last node, and have the right scores."""
     logits, labels, frames, symbols = arguments = logits_batch()
     ranges = torch.tensor([[0, 1, 1, 2], [0, 0, 1, 1], [0, 0, 0, 0]])
     ranges = ranges.unsqueeze(2) + torch.arange(2)
@@ -210,7 +210,7 @@ def test_paths_of_logits(name, topology, band):
             torch.testing.assert_close(scores.logsumexp(1), total)
 
 
-def test_at_least_one_path_is_asked_for():
+def test_at_least_one_path_is_requested():
     for function in (nbest_paths, sample_paths):
         with pytest.raises(ValueError, match="n: 0"):
             function(*logits_batch(), 0)

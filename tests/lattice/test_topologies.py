@@ -55,12 +55,12 @@ def test_total_score_and_uses(backend, topology, missing):
         use = torch.stack(use)
         assert use.dtype == torch.float64
         torch.testing.assert_close(use, wanted, rtol=1e-9, atol=1e-12)
-        # what no alignment takes is zero, not small
+        # what no alignment takes is exactly zero
         assert not use[wanted == 0].any()
 
 
 def test_the_listing_meets_lattices_without_an_alignment(topology):
-    """Else the test above would not."""
+    """Otherwise the test above would not."""
     empty = [
         paths
         for lattices in batches(topology, 0.5)
@@ -105,7 +105,7 @@ def test_best_alignment(backend, topology, missing):
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_ties_go_to_the_earliest_emissions(backend, topology, levels):
-    """Which row is reached by blank where both ways are as good, from the end on."""
+    """Where both ways are equally good, blank is taken, from the end on."""
     for lattices in batches(topology, levels=levels):
         rows = backend.viterbi_rows(*lattices, topology)
         for b, paths in enumerate(lattices.listed(topology)):

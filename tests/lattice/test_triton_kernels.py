@@ -1,8 +1,8 @@
 """The Triton kernels against float64 torch.
 
-They run on the GPU where there is one, else through Triton's interpreter. That has to
+They run on a GPU if present, else through Triton's interpreter. That has to
 be chosen before Triton is imported and would hold for every other test of the process,
-so `test_in_the_interpreter` runs this file once more in a process of its own.
+so `test_in_the_interpreter` runs this file once more in a separate process.
 """
 
 import os

@@ -195,7 +195,7 @@ def test_another_order_changes_nothing(tail):
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("scale", [8.0, 25.0, 1e4])
 def test_peaky_and_extreme_student(scale, tail, dtype):
-    """Classes and a tail with hardly any mass in the student: finite, and right."""
+    """Classes and a tail with hardly any mass in the student: finite and correct."""
     example = Example(8, 3, 5, 8, 3)
     student = np.float64(np.float32(scale * example.student))
     nodes = example.nodes(tail, student=student)
@@ -211,7 +211,7 @@ def test_peaky_and_extreme_student(scale, tail, dtype):
 @pytest.mark.parametrize("k", [2, 8])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_extreme_teacher(dtype, k):
-    """Stored log-probs of 0 and of minus ten thousands: no NaN, and right."""
+    """Stored log-probs of 0 and of about -10000: no NaN, and correct."""
     example = Example(9, 3, 5, 8, k)
     values = np.float64(np.float32(1e4 * example.values))
     values -= values.max(axis=-1, keepdims=True)
@@ -317,7 +317,7 @@ def test_topk_targets_keeps_blank_by_default():
     assert topk_targets(log_probs, 1)[1].tolist() == [[0]]
 
 
-def test_topk_targets_breaks_ties_somehow():
+def test_topk_targets_of_ties():
     """Equal log-probs: k different classes, the kept ones among them."""
     log_probs = torch.full((2, 3, 6), -math.log(6.0))
     _, ids = topk_targets(log_probs, 4, keep=(5, 2))
@@ -353,7 +353,7 @@ def test_ensemble_logits(scale, weights, temperature, dtype):
 
 
 def test_ensemble_logits_stay_finite():
-    """Members that are sure of different classes, ten thousands apart."""
+    """Members that are confident of different classes, tens of thousands apart."""
     one = torch.zeros(1, 3)
     other = torch.zeros(1, 3)
     one[0, 0], other[0, 1] = 1e4, 1e4

@@ -44,7 +44,7 @@ def test_a_teacher_without_the_frames_is_refused(form: str, loss: str) -> None:
             transducer_kd(student, teacher, *LATTICE, path=path)
         else:
             transducer_kd(student, teacher, *LATTICE, classes=loss)
-    # frames that nothing is compared at may be missing
+    # frames without a comparison may be missing
     shorter = (IDS, FRAMES.clamp(max=5), LABELS)
     transducer_kd(student, teacher, *shorter)
     transducer_kd(student, teacher, *LATTICE, shift=1)
@@ -52,7 +52,7 @@ def test_a_teacher_without_the_frames_is_refused(form: str, loss: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("tolerance", [0.0, 1e-3])
-def test_a_gradient_that_is_no_number_stays_visible(bad, tolerance) -> None:
+def test_a_nan_gradient_stays_visible(bad, tolerance) -> None:
     student = joint()
     loss, kd = transducer_kd(
         student, joint(seed=1), *LATTICE, reduction="none", tolerance=tolerance
@@ -73,7 +73,7 @@ def test_a_windowed_loss_does_not_hide_nan() -> None:
     assert sums[0].isnan() and count == 1
 
 
-def test_nothing_asked_is_nothing_read() -> None:
+def test_without_losses_nothing_is_read() -> None:
     grid = make_layout(joint(), *LATTICE)
     assert lattice_losses(joint(), grid, [], with_transducer=False) == (None, [])
 

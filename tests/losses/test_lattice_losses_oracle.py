@@ -181,7 +181,7 @@ def test_more_padding_and_another_order_change_nothing(kind):
 def test_peaky_student(scale, dtype, kind):
     """Confident models: the rest has e^-20 in the student and not in the teacher.
 
-    Its log must come out exactly all the same; 1 - p(y) - p(blank) would round to 0.
+    Its log must still be exact; 1 - p(y) - p(blank) would round to 0.
     """
     batch = random_lattices(7, 3, 5, 3, 8, scale=1.0, dtype=np.float32)
     student = (scale * batch.student).astype(np.float32).astype(np.float64)
@@ -197,7 +197,7 @@ def test_peaky_student(scale, dtype, kind):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_extreme_logits(temperature, dtype, kind):
-    """Logits of ten thousands on both sides, opposed: finite, and right."""
+    """Opposed logits of about 10000 on both sides: finite and correct."""
     batch = random_lattices(8, 3, 5, 3, 6, scale=1e4, dtype=np.float32)
     for teacher in (batch.teacher, -batch.student, 1e-4 * batch.teacher):
         teacher = teacher.astype(np.float32).astype(np.float64)

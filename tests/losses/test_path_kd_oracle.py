@@ -136,7 +136,7 @@ def test_gradcheck(shift):
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_a_shift_is_a_rolled_student(shift):
-    """A student that is late by `shift` frames matches its teacher to the letter."""
+    """A student that is late by `shift` frames matches its teacher exactly."""
     example = Example(4, 3, 6, 6, 3, 5)
     teacher = torch.tensor(example.teacher)
     student = torch.roll(teacher, shift, dims=1).requires_grad_()
@@ -162,7 +162,7 @@ def test_a_shift_beyond_the_student_leaves_nothing(shift, reduction):
 @pytest.mark.parametrize("garbage", [-7, 10**9])
 @pytest.mark.parametrize("shift", [-1, 0, 2])
 def test_padding_changes_nothing(shift, garbage, poison):
-    """Padded frames and rows, and the path behind its length, hold rubbish."""
+    """Padded frames and rows, and the path past its length, hold garbage."""
     example = Example(6, 4, 6, 7, 3, 5)
     nodes = example.nodes(shift, True)
     student, teacher, path, lengths = example.tensors()

@@ -33,13 +33,13 @@ UNIT = {
     torch.bfloat16: (2.0**-8, 0.0),
     torch.float16: (2.0**-11, 2.0**-25),
 }
-FLOAT32 = 1e-4  # what a float32 computation may be wrong by, of the largest element
+FLOAT32 = 1e-4  # error that float32 may have, relative to the largest element
 DTYPES = list(UNIT)
 CELLS = list(zip(NODES, (*CLASSES, *CLASSES)))
 
 
 def rounded(case, dtype):
-    """The case with every input as `dtype` holds it, in float64."""
+    """The case with every input rounded to `dtype`, in float64."""
 
     def to(array):
         if array is None:
@@ -84,7 +84,7 @@ def assert_precise(actual, expected, dtype):
 
 
 def has_ties(case):
-    """Rounded logits may tie, and which of two equals is among the k best is open."""
+    """Rounded logits may tie, and either of two equals may be among the k best."""
     if case.classes != "topk":
         return False
     for b, t, u in case.nodes():
@@ -130,7 +130,7 @@ def test_a_thousand_classes(classes, tail, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_peaky_models(dtype):
-    """Confident on both sides: a rest of e^-20 at some nodes, exact all the same.
+    """Confident on both sides: a rest of e^-20 at some nodes, still exact.
 
     In float32 1 - p(label) - p(blank) would be 0 or noise there.
     """

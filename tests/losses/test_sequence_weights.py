@@ -43,7 +43,7 @@ def test_beta_zero_is_uniform():
 
 
 def test_error_weights_hold_at_the_ends():
-    """A perfect hypothesis weighs 1 whatever beta; a hopeless one 0, not NaN."""
+    """A perfect hypothesis weighs 1 for any beta; a hopeless one 0, not NaN."""
     weights = error_weights(torch.tensor([0.0, 1e6]), 5.0)
     assert weights.tolist() == [1.0, 0.0]
 
@@ -51,7 +51,7 @@ def test_error_weights_hold_at_the_ends():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 2.0])
 def test_posterior_weights(scale, dtype):
-    """softmax of scale * score over the hypotheses that are there, 0 elsewhere."""
+    """softmax of scale * score over existing hypotheses, 0 elsewhere."""
     rng = np.random.default_rng(1)
     scores = np.float64(np.float32(-20.0 + 5.0 * rng.standard_normal((4, 5))))
     lengths = np.array([5, 1, 3, 2])
@@ -67,7 +67,7 @@ def test_posterior_weights(scale, dtype):
         assert (weights[b, count:] == 0).all()
 
 
-def test_scale_zero_is_uniform_over_what_is_there():
+def test_scale_zero_is_uniform_over_existing_hypotheses():
     scores = torch.tensor([[-3.0, -50.0, -1.0], [-3.0, -50.0, -1.0]])
     weights = posterior_weights(scores, 0.0, torch.tensor([3, 2]))
     third = 1.0 / 3.0
@@ -87,7 +87,7 @@ def test_absent_hypotheses_change_nothing(poison):
 
 
 def test_extreme_scores():
-    """Log-scores ten thousands apart, and all of them far below zero."""
+    """Log-scores tens of thousands apart, and all far below zero."""
     scores = torch.tensor([[-1e4, -2e4, 0.0], [-1e4, -1e4, -1e4]])
     weights = posterior_weights(scores, 1.0, torch.tensor([3, 3]))
     np.testing.assert_allclose(weights[0].numpy(), [0.0, 0.0, 1.0])

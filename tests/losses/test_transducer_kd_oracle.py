@@ -82,7 +82,7 @@ def test_the_reference_gradients_are_finite_differences(nodes, topology):
 
 
 def test_the_reference_lattices_agree():
-    """Listing and sweep, in a band too; a modified alignment has an exit a frame."""
+    """Listing and sweep, in a band too; a modified alignment has one exit per frame."""
     narrow = 0
     for seed in range(20):
         case = random_case(seed, "band", v=4)
@@ -114,7 +114,7 @@ def test_cell(nodes, classes, tail, seed, backend):
 @pytest.mark.parametrize("classes, tail", CLASSES)
 @pytest.mark.parametrize("nodes", ["lattice", "band", "path shifted"])
 def test_modified_topology(nodes, classes, tail, backend):
-    """Every frame emits blank or one label; a path has a node a frame."""
+    """Every frame emits blank or one label; a path has one node per frame."""
     for seed in (11, 12):
         case = random_case(seed, nodes, classes, tail, topology="modified")
         check_all_sides(case, backend=backend)
@@ -154,7 +154,7 @@ def test_joint_networks(activation, bias, temperature):
 
 
 def test_every_setting_was_drawn():
-    """The random mixtures above do hold what they are said to hold."""
+    """The random mixtures above cover what the module docstring lists."""
     cases = [
         random_case(seed, nodes, *cell)
         for seed in SEEDS
@@ -184,7 +184,7 @@ def test_a_path_beside_a_band(nodes, classes, tail, backend):
 
 
 def test_bands_of_any_rows(backend):
-    """A row may stand twice in a band; bands need not be contiguous nor sorted."""
+    """A row may occur twice in a band; bands need not be contiguous or sorted."""
     case = random_case(51, "lattice", "collapsed", size=(2, 4, 3), v=5, weighted=False)
     ranges = np.zeros((2, 4, 3), dtype=int)
     frames, counts = case.batch.logit_lengths, case.batch.label_lengths
@@ -248,7 +248,7 @@ def test_the_defaults():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", [("band", "collapsed"), ("path", "full")], ids=str)
 def test_each_loss_alone_and_both(cell, form, backend):
-    """Only what is asked for is differentiated; a sum gives the sum of gradients."""
+    """Only what is requested is differentiated; a sum gives the sum of gradients."""
     case = random_case(91, *cell, size=(3, 5, 3), v=7, reduction="batch")
     for a, b in ((1.0, None), (None, 1.0), (0.3, -2.0), (0.0, 1.0)):
         student, leaves = side(case, "student", form)
@@ -381,7 +381,7 @@ def test_tolerance_zero_is_exact():
 
 
 def stored_lattice(case, dtype=torch.float64, void=math.nan):
-    """log p(blank), log p(label) of the teacher's nodes; `void` where there is none."""
+    """log p(blank), log p(label) of the teacher's nodes; `void` where missing."""
     batch = case.batch
     made = np.full((2, *batch.teacher.shape[:3]), void)
     for b in range(len(batch.labels)):
@@ -424,7 +424,7 @@ def test_a_stored_lattice_of_few_and_of_many_classes(v):
 
 
 def test_a_stored_lattice_in_half_precision():
-    """Targets of fp16: as the values that they are, in float32."""
+    """Targets of fp16: their exact values, in float32."""
     case = random_case(104, "lattice", "collapsed", temperature=1.0, scale=1.0, v=12)
     half = stored_lattice(case, dtype=torch.float16)
     same = StoredLattice(half.blank.double(), half.label.double())

@@ -1,7 +1,7 @@
 """KD losses recomputed utterance by utterance, in plain loops and in float64.
 
 Each utterance is encoded alone, by methods of stock ESPnet models; nothing is padded.
-Of espnet_kd only `prune_ranges` is used, which has an oracle of its own. The loops are
+Of espnet_kd only `prune_ranges` is used, which has its own oracle. The loops are
 those of tests.oracles, the gradients are its closed forms.
 """
 
@@ -118,7 +118,7 @@ def node_classes(log_q, classes, k, tail, label, keep) -> tuple[list, list]:
 
 
 def lattice_nodes(
-    said: np.ndarray,
+    taught: np.ndarray,
     labels: Sequence[int],
     band: np.ndarray | None = None,
     *,
@@ -132,19 +132,19 @@ def lattice_nodes(
     """Nodes (t, u) that are compared, and the factor of each.
 
     Args:
-        said: the teacher's logits (T, U+1, V).
+        taught: the teacher's logits (T, U+1, V).
         band: (T, S) rows of a pruned student.
     """
-    everything = list(np.ndindex(said.shape[:2]))
+    everything = list(np.ndindex(taught.shape[:2]))
     if nodes == "path":
-        found = best_paths(said, labels, 1 if paths == "best" else num_paths)
+        found = best_paths(taught, labels, 1 if paths == "best" else num_paths)
         norm = oracles.logsumexp([score for score, _ in found])
         factors = dict.fromkeys((node for _, path in found for node in path), 0.0)
         for score, path in found:
             for node in path:
                 factors[node] += math.exp(score - norm)
         return factors
-    exits = oracles.exit_log_probs(said, labels, BLANK)
+    exits = oracles.exit_log_probs(taught, labels, BLANK)
     _, occupancy, _ = oracles.sweep_lattice(exits)
     if nodes == "band":
         if band is None:
@@ -247,12 +247,14 @@ def batch_loss(
         with torch.set_grad_enabled(backward):
             own = logits_of(model, speech, labels, strides[0], rate, is_dense)
         with torch.no_grad():
-            said = [
+            taught = [
                 numbers(logits_of(teacher, speech, labels, stride, rate))
                 for teacher, stride in zip(teachers, strides[1:])
             ]
         rows = band(speech, labels) if band else None
-        one = utterance_loss(numbers(own), said, labels.tolist(), weights, rows, **loss)
+        one = utterance_loss(
+            numbers(own), taught, labels.tolist(), weights, rows, **loss
+        )
         share = float(batch["kd_weight"][n]) if "kd_weight" in batch else 1.0
         found.append((one, share, own[kind]))
     by_node = loss.get("reduction") == "node"
@@ -281,7 +283,7 @@ def utterances(batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def log_sum(ways: Sequence[Tensor]) -> Tensor | None:
-    """log sum exp of scores, None for none."""
+    """log sum exp of scores, None for an empty list."""
     ways = [way for way in ways if way is not None]
     return torch.stack(ways).logsumexp(0) if ways else None
 
@@ -353,11 +355,13 @@ def sequence_loss(
     for speech, labels in utterances(batch):
         own = logits_of(model, speech, labels)[kind].double().log_softmax(-1)
         with torch.no_grad():
-            said = [logits_of(teacher, speech, labels)[kind] for teacher in teachers]
-        frames = min(len(each) for each in ([own, *said] if kind != "tokens" else said))
+            taught = [logits_of(teacher, speech, labels)[kind] for teacher in teachers]
+        frames = min(
+            len(each) for each in ([own, *taught] if kind != "tokens" else taught)
+        )
         mean = sum(
             weight / sum(weights) * each[:frames].double().softmax(-1)
-            for weight, each in zip(weights, said)
+            for weight, each in zip(weights, taught)
         )
         rows = [band(speech, labels)] if band else []
         labels = labels.tolist()
