@@ -286,7 +286,7 @@ class EnsembleSteps:
     def topk(
         self, k: int, keep: Sequence[int], temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the k best classes and their ids, (B, L, k) twice."""
+        """Log-probabilities of the k best classes and their ids, both (B, L, k)."""
         return self._mean(temperature).topk(k, keep, temperature)
 
     def _mean(self, temperature: float) -> OnlineSteps:

@@ -218,10 +218,10 @@ def check_teacher_shape(student: Logits, teacher: object, same_frames: bool) -> 
     given = _frames_of(teacher)
     if given is None:
         return
-    wanted = tuple(student.shape[: max(3, len(given))])
-    is_equal = given == wanted
+    expected = tuple(student.shape[: max(3, len(given))])
+    is_equal = given == expected
     if not same_frames:
-        is_equal = given[:1] + given[2:] == wanted[:1] + wanted[2:]
+        is_equal = given[:1] + given[2:] == expected[:1] + expected[2:]
     if not is_equal:
         raise ValueError(
             f"teacher: shape {given} differs from the shape {tuple(student.shape)} of "

@@ -121,8 +121,8 @@ def test_lists_of_hypotheses(case: str):
         scores[row][:length].tolist() for row, length in zip(rows, lengths.tolist())
     ]
     expected = [
-        [1.5 * n for n, kind in enumerate(index) if kind == wanted]
-        for wanted in range(max(index) + 1)
+        [1.5 * n for n, kind in enumerate(index) if kind == target]
+        for target in range(max(index) + 1)
     ]
     assert lists == expected
     assert rows.shape == (max(index) + 1, max(len(each) for each in expected))

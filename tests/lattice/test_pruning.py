@@ -109,8 +109,8 @@ def test_guarantees_of_ranges(size, width, topology, backend):
         start, count = ranges[:, :, 0], ranges.shape[2]
         assert torch.equal(ranges, start[:, :, None] + torch.arange(count))
         steep = max(math.ceil(u / t) for t, u in zip(*size, strict=True)) + 1
-        wanted = max(width, steep) if topology == "regular" else width
-        assert count == min(wanted, max(symbols) + 1)
+        target = max(width, steep) if topology == "regular" else width
+        assert count == min(target, max(symbols) + 1)
         assert start.min() == 0 and ranges.max() <= max(symbols)
         climb = start[:, 1:] - start[:, :-1]
         assert (climb >= 0).all()

@@ -142,7 +142,7 @@ def run(
 
 
 @functools.lru_cache(maxsize=None)
-def wanted(case, form="factored"):
+def oracle_results(case, form="factored"):
     """The expected result of `run`, from the oracle."""
     transducer, _ = case.transducer
     if case.reduction != "none":

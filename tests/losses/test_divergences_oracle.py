@@ -35,9 +35,9 @@ from tests.losses.grid import (
     SIDES,
     assert_results,
     lattice_args,
+    oracle_results,
     run,
     side,
-    wanted,
 )
 from tests.oracles import random_case
 
@@ -65,7 +65,7 @@ def joints(case, form):
 def test_transducer_kd(name, classes, tail, nodes, forms):
     for seed in range(2):
         case = random_case(seed, nodes, classes, tail, divergence=name)
-        assert_results(run(case, forms), wanted(case, forms[0]), **RESULT)
+        assert_results(run(case, forms), oracle_results(case, forms[0]), **RESULT)
 
 
 @pytest.mark.parametrize("form", FORMS)

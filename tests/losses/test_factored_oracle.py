@@ -465,8 +465,8 @@ def test_a_lattice_of_many_chunks(nodes, classes, dtype):
     score = naive_score(student.dense(), ids, frames, counts)
     kd = naive_kd(student.dense(), teacher.dense(), ids, classes)
     kd = kd[on_path if nodes == "path" else inside].sum() / 3
-    wanted = [-score.mean(), kd]
-    grads = torch.autograd.grad(wanted[0] + 0.1 * kd, parts)
+    target = [-score.mean(), kd]
+    grads = torch.autograd.grad(target[0] + 0.1 * kd, parts)
 
     lean = [part.detach().to(dtype).requires_grad_() for part in parts]
     taught = FactoredLogits(
@@ -478,7 +478,7 @@ def test_a_lattice_of_many_chunks(nodes, classes, dtype):
     )
     (pair[0] + 0.1 * pair[1]).backward()
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}[dtype]
-    for one, other in zip(pair, wanted):
+    for one, other in zip(pair, target):
         assert float(one.detach()) == pytest.approx(float(other.detach()), rel=limit)
     for part, grad in zip(lean, grads):
         assert (part.grad - grad).abs().max() <= limit * grad.abs().max()

@@ -19,10 +19,10 @@ from tests.losses.grid import (
     Result,
     lattice_args,
     options,
+    oracle_results,
     run,
     side,
     upstream,
-    wanted,
     weighted_sum,
 )
 from tests.oracles import random_case
@@ -105,7 +105,7 @@ def precision_case(nodes, classes, tail, seed=1, **fixed):
 def test_factored(nodes, cell, dtype):
     case = rounded(precision_case(nodes, *cell), dtype)
     actual = run(case, ("factored", "factored"), dtype=dtype)
-    assert_precise(actual, wanted(case), dtype)
+    assert_precise(actual, oracle_results(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,7 +117,7 @@ def test_dense(nodes, cell, dtype):
     )
     case = next(case for case in cases if not has_ties(case))
     actual = run(case, ("dense", "dense"), dtype=dtype)
-    assert_precise(actual, wanted(case, "dense"), dtype)
+    assert_precise(actual, oracle_results(case, "dense"), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -125,7 +125,7 @@ def test_dense(nodes, cell, dtype):
 def test_a_thousand_classes(classes, tail, dtype):
     case = precision_case("lattice", classes, tail, v=1000, size=(2, 4, 2))
     case = rounded(case, dtype)
-    assert_precise(run(case, dtype=dtype), wanted(case), dtype)
+    assert_precise(run(case, dtype=dtype), oracle_results(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -146,7 +146,7 @@ def test_peaky_models(dtype):
         if u < case.batch.label_lengths[b]
     ]
     assert min(smallest) < -20
-    assert_precise(run(case, dtype=dtype), wanted(case), dtype)
+    assert_precise(run(case, dtype=dtype), oracle_results(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -185,7 +185,7 @@ def test_a_teacher_in_half_precision(student, teacher):
     )
     taught, _ = side(case, "teacher", teacher, torch.bfloat16)
     actual = run(case, (student, None), dtype=torch.float32, teacher=taught)
-    assert_precise(actual, wanted(case, student), torch.float32)
+    assert_precise(actual, oracle_results(case, student), torch.float32)
 
 
 # ------------------------------------------------------------ autocast

@@ -401,8 +401,8 @@ def teacher_for(small: Small, conf: KDConf, path: Path) -> Path:
         return nodes_of_model(load_stock_model(exp / "config.yaml", exp / "1epoch.pth"))
 
     def serve(each: set[str]) -> bool:
-        wanted = [{x.nodes} if isinstance(x.nodes, str) else {*x.nodes} for x in losses]
-        return all(each & some for some in wanted)
+        needed = [{x.nodes} if isinstance(x.nodes, str) else {*x.nodes} for x in losses]
+        return all(each & some for some in needed)
 
     losses = conf.losses
     if not serve(nodes(path)):

@@ -81,10 +81,13 @@ def test_the_students_learn_from_both_kinds_of_audio(recipe: Path):
     kd_set = recipe / "dump" / "raw" / "train_clean_100_kd_one_best_path"
     texts = table(kd_set / "text")
     references = table(recipe / "data" / "train_clean_100" / "text")
-    unheard = table(recipe / "data" / "train_unlabelled_860" / "wav.scp")
+    unlabelled = table(recipe / "data" / "train_unlabelled_860" / "wav.scp")
     assert {name: texts[name] for name in references} == references
-    assert texts.keys() - references.keys() and texts.keys() <= {*references, *unheard}
-    hypotheses = {text for name, text in texts.items() if name in unheard}
+    assert texts.keys() - references.keys() and texts.keys() <= {
+        *references,
+        *unlabelled,
+    }
+    hypotheses = {text for name, text in texts.items() if name in unlabelled}
     assert not hypotheses & set(TEXTS)
 
 

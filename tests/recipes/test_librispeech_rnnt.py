@@ -154,14 +154,16 @@ def test_unlabelled_audio_has_hypotheses_for_text(yang: Path):
     labelled = table(yang / "dump" / "raw" / "train_clean_100" / "text")
     decoded = yang / "exp" / "teacher_decode" / "asr_yang2022_wav2vec2"
     shard = decoded / "train_unlabelled_860" / "hypotheses.1.jsonl"
-    heard = {}
+    hypotheses = {}
     for line in shard.read_text().splitlines():
         cut = json.loads(line)
-        heard[cut["id"]] = cut["supervisions"][0]["custom"]["hypotheses"][0]["text"]
-    assert len(heard) == 5
-    heard = {name: text for name, text in heard.items() if text}
+        hypotheses[cut["id"]] = cut["supervisions"][0]["custom"]["hypotheses"][0][
+            "text"
+        ]
+    assert len(hypotheses) == 5
+    hypotheses = {name: text for name, text in hypotheses.items() if text}
     kd_set = yang / "dump" / "raw" / "train_clean_100_kd_unlabelled"
-    assert table(kd_set / "text") == {**labelled, **heard}
+    assert table(kd_set / "text") == {**labelled, **hypotheses}
 
 
 def table(path: Path) -> dict[str, str]:

@@ -41,7 +41,7 @@ def logits_of(
     lattice are: means of them differ, as the joint network is not linear.
     """
     encoder_out, _ = model.encode(speech[None], torch.tensor([len(speech)]))
-    heard = encoder_out
+    encoded = encoder_out
     slowed = slower(encoder_out[0], stride, rate)[None]
     result = {}
     if getattr(model, "ctc", None) is not None:
@@ -52,13 +52,13 @@ def logits_of(
         prefix = torch.cat([torch.tensor([BLANK]), labels])[None]
         model.decoder.set_device(speech.device)
         decoder_out = model.decoder(prefix)
-        read = heard if is_dense else slowed
+        read = encoded if is_dense else slowed
         lattice = model.joint_network(read.unsqueeze(2), decoder_out.unsqueeze(1))[0]
         result["lattice"] = slower(lattice, stride, rate) if is_dense else lattice
     elif model.decoder is not None:
         prefix = torch.cat([torch.tensor([model.sos]), labels])[None]
-        lengths = torch.tensor([heard.size(1)]), torch.tensor([prefix.size(1)])
-        result["tokens"] = model.decoder(heard, lengths[0], prefix, lengths[1])[0][0]
+        lengths = torch.tensor([encoded.size(1)]), torch.tensor([prefix.size(1)])
+        result["tokens"] = model.decoder(encoded, lengths[0], prefix, lengths[1])[0][0]
     return result
 
 
@@ -183,14 +183,14 @@ def utterance_loss(
     temperature, shift = loss.get("temperature", 1.0), loss.get("shift", 0)
     is_sequence = nodes in ("frames", "tokens")
     kind = nodes if is_sequence else "lattice"
-    heard = [teacher[kind] for teacher in teachers]
-    length = min(len(each) for each in [student[kind], *heard])
-    heard = [each[:length] for each in heard]
-    log_q = ensemble(heard, weights, temperature)
+    taught = [teacher[kind] for teacher in teachers]
+    length = min(len(each) for each in [student[kind], *taught])
+    taught = [each[:length] for each in taught]
+    log_q = ensemble(taught, weights, temperature)
     if is_sequence:
         compared = {(n,): 1.0 for n in range(length)}
     else:
-        compared = lattice_nodes(ensemble(heard, weights, 1.0), labels, band, **loss)
+        compared = lattice_nodes(ensemble(taught, weights, 1.0), labels, band, **loss)
     keep = () if nodes == "tokens" else (BLANK,)
     values, gradient = [], np.zeros(student[kind].shape)
     for (t, *row), factor in compared.items():

@@ -311,7 +311,7 @@ fi
 
 [ "${dry_run}" = false ] || show_plan
 log "Done in ${SECONDS} seconds: $0 ${run_args}"
-if is_wanted 14; then # by paths from where make was started, or from here
+if is_selected 14; then # by paths from where make was started, or from here
     for set in ${eval_sets}; do
         realpath --relative-to="${STARTED_IN:-${PWD}}" "$(report_of "${set}")".{md,png}
     done

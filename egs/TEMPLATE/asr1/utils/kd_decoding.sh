@@ -216,7 +216,7 @@ find_decoded() { # find_decoded SET: sets options and files of its report; fills
         options+=(--hyp "${name}" "${hyp}" --model "${name}" "${exp}/${model}")
         scored+=("${name} ${results}/$1 ${ref} ${hyp}")
     done
-    [ ${#options[@]} -gt 0 ] || is_wanted 12 ||
+    [ ${#options[@]} -gt 0 ] || is_selected 12 ||
         die "no decoded text for $1: run stage 12"
 }
 score_all() { # score_all "NAME FOLDER REF HYP"...: each folder once

@@ -7,7 +7,7 @@ now=                 # the current stage
 log() { :; }
 die() { fault "$*"; }
 runs() { # runs STAGE
-    is_wanted "$1" || return
+    is_selected "$1" || return
     now=$1
     states[$1]="done"
 }
@@ -51,7 +51,7 @@ find_trained() { # those that an earlier stage will train have nothing to decode
         esac
         if [ -e "${exp}/${model}" ]; then
             trained+=("${system}")
-        elif is_wanted "${made_in}"; then
+        elif is_selected "${made_in}"; then
             act
         fi
     done

@@ -35,12 +35,12 @@ refuse_other() { # refuse_other EXP
 }
 
 # Stages
-is_wanted() { # is_wanted STAGE
+is_selected() { # is_selected STAGE
     [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] || return 1
     [[ ! " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]]
 }
 runs() { # runs STAGE WHAT: whether a stage is selected; logs what it does
-    is_wanted "$1" && log "Stage $1: $2"
+    is_selected "$1" && log "Stage $1: $2"
 }
 check() { # check [option]: end with all faults of the selected stages, if any
     local name words=()

@@ -90,7 +90,7 @@ fi
 lm_exp=${lm_exp:-${expdir}/lm_${lm_tag}}
 ngram_exp=${ngram_exp:-${expdir}/ngram}
 # A missing one is reported before the trainings.
-if is_wanted 12 || is_wanted 13 || is_wanted 14; then choose_lm; fi
+if is_selected 12 || is_selected 13 || is_selected 14; then choose_lm; fi
 inference_ngpu=0
 if [ "${gpu_inference}" = true ]; then
     inference_ngpu=1
@@ -111,7 +111,7 @@ done
 # What espnet_kd.bin.check reads; the fields are described in
 # espnet_kd/planning/chain.py.
 wanted=$(for number in {1..14}; do
-    ! is_wanted "${number}" || echo -n "${number} "
+    ! is_selected "${number}" || echo -n "${number} "
 done)
 resolved="wanted data_feats train_set teacher_train_set data_train_sets valid_set
     unlabelled_set all_sets eval_sets fs token_type token_dir token_list bpemodel
