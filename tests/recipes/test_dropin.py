@@ -90,7 +90,7 @@ class Lab(NamedTuple):
     environment: dict[str, str]
 
     def sh(self, *words: str) -> str:
-        """The output of a script; fails the test, with the ends of the logs."""
+        """Output of a script; its failure fails the test, with the ends of the logs."""
         done = subprocess.run(
             words,
             cwd=self.folder,
