@@ -189,9 +189,9 @@ def ours(problem: Problem, backend: str, teacher: str = "teacher", **options):
 
 
 def ours_transducer(problem: Problem, backend: str, tolerance: float = 0.0) -> Tensor:
-    grid = make_layout(problem.student, *problem.lattice)
+    layout = make_layout(problem.student, *problem.lattice)
     options = {"backend": backend, "tolerance": tolerance}
-    return lattice_losses(problem.student, grid, [], **options)[0].mean()
+    return lattice_losses(problem.student, layout, [], **options)[0].mean()
 
 
 def ours_weighted(problem: Problem, backend: str, tolerance: float = 0.0) -> Tensor:

@@ -63,19 +63,19 @@ def test_a_nan_gradient_stays_visible(bad, tolerance) -> None:
 
 
 def test_a_windowed_loss_does_not_hide_nan() -> None:
-    student, grid = joint(), make_layout(joint(), *LATTICE)
-    nodes = torch.zeros_like(grid.nodes)
+    student, layout = joint(), make_layout(joint(), *LATTICE)
+    nodes = torch.zeros_like(layout.nodes)
     nodes[0, 2, 1] = True
     term = LatticeTerm(OnlineTeacher([joint(seed=1)]), nodes, shift=1)
     with torch.no_grad():
         student.encoder[0, 2:4] = torch.nan
-    sums, count = windowed_losses(student, grid, term, 2)
+    sums, count = windowed_losses(student, layout, term, 2)
     assert sums[0].isnan() and count == 1
 
 
 def test_without_losses_nothing_is_read() -> None:
-    grid = make_layout(joint(), *LATTICE)
-    assert lattice_losses(joint(), grid, [], with_transducer=False) == (None, [])
+    layout = make_layout(joint(), *LATTICE)
+    assert lattice_losses(joint(), layout, [], with_transducer=False) == (None, [])
 
 
 def test_a_default_path_length_fits_the_modified_topology() -> None:
