@@ -28,8 +28,8 @@ setup(
     package_data={"espnet_kd": ["shipped/*/*.*", "shipped/*/utils/*"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
-        # Tested with 202412, 202511 and 202611. A newer one is taken: espnet_kd says in
-        # one line that it is untested (espnet_kd.models.versions).
+        # Tested with 202412, 202511 and 202611. A newer one is accepted: a warning of
+        # one line notes that it is untested (espnet_kd.models.versions).
         "espnet>=202412",
         "humanfriendly",
         "kaldialign>=0.9",
@@ -41,7 +41,7 @@ setup(
         "sentencepiece",
         "soundfile",
         "torch>=1.13",  # ESPnet bounds it from above, since 202610
-        "torchaudio",  # ESPnet's front ends import it; ESPnet does not ask for it
+        "torchaudio",  # ESPnet's front ends import it; ESPnet does not require it
         "tqdm",
         # ESPnet's training imports these; from 202609 on they are extras of ESPnet.
         "editdistance",  # error rates in validation
@@ -57,7 +57,7 @@ setup(
         ],
         "demo": ["espeakng-loader"],
         "test": [
-            "kaldiio",  # Kaldi's archives, as another program writes them
+            "kaldiio",  # Kaldi's archives, as other programs write them
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

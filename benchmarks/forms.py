@@ -27,7 +27,7 @@ from espnet_kd.lattice import best_path, triton_kernels
 from espnet_kd.lattice.nodes import make_layout
 from espnet_kd.losses import lattice_losses, transducer_kd
 
-# ---- transducer loss of logits that exist
+# ---- transducer loss of dense logits
 
 
 def torchaudio_loss(logits: Tensor, labels: Tensor, problem: Problem) -> Tensor:
@@ -52,7 +52,7 @@ def k2_loss(logits: Tensor, labels: Tensor, problem: Problem) -> Tensor:
 
 
 def loss_of_classes(classes: Tensor, problem: Problem) -> Tensor:
-    """Of {blank, label, rest} (B, T, U+1, 3), by k2 where it is, else torchaudio."""
+    """Of {blank, label, rest} (B, T, U+1, 3), by k2 if installed, else torchaudio."""
     label = torch.ones_like(problem.labels)
     try:
         return k2_loss(classes, label, problem)
@@ -60,7 +60,7 @@ def loss_of_classes(classes: Tensor, problem: Problem) -> Tensor:
         return torchaudio_loss(classes, label, problem)
 
 
-# ---- KL of log-probabilities that exist
+# ---- KL of dense log-probabilities
 
 
 def kl(teacher: Tensor, student: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def topk_kd(student: Tensor, teacher: Tensor, problem: Problem) -> Tensor:
 
 
 def on_path(student: Tensor, teacher: Tensor, problem: Problem) -> tuple:
-    """Log-probabilities (B, N, V) of both, and which nodes are no padding."""
+    """Log-probabilities (B, N, V) of both, and which nodes are not padding."""
     classes = collapse(teacher, problem.next_labels.unsqueeze(1))
     labels = torch.ones_like(problem.labels)
     path, lengths, _ = best_path(classes, labels, *problem.lattice[1:])
@@ -177,7 +177,7 @@ def dense(problem: Problem, kd: bool, in_chunks: bool = False) -> Tensor:
 
 
 def ours(problem: Problem, backend: str, teacher: str = "teacher", **options):
-    """``teacher``: the attribute of the problem that stands for it."""
+    """``teacher``: the attribute of the problem that is its lattice."""
     transducer, kd = transducer_kd(
         problem.student,
         getattr(problem, teacher),
@@ -189,9 +189,9 @@ def ours(problem: Problem, backend: str, teacher: str = "teacher", **options):
 
 
 def ours_transducer(problem: Problem, backend: str, tolerance: float = 0.0) -> Tensor:
-    grid = make_layout(problem.student, *problem.lattice)
+    layout = make_layout(problem.student, *problem.lattice)
     options = {"backend": backend, "tolerance": tolerance}
-    return lattice_losses(problem.student, grid, [], **options)[0].mean()
+    return lattice_losses(problem.student, layout, [], **options)[0].mean()
 
 
 def ours_weighted(problem: Problem, backend: str, tolerance: float = 0.0) -> Tensor:
@@ -265,14 +265,14 @@ def after_simple_loss(form: Callable, problem: Problem) -> Tensor:
     return simple / len(boundary) + form(replace(problem, ranges=ranges))
 
 
-# ---- what is compared with what
+# ---- which forms are compared
 
 
 class Form(NamedTuple):
     run: Callable[[Problem], Tensor]
     reads_teacher: bool = True  # False: its targets are stored, or it has no teacher
     triton: bool | None = None  # None: where the package would use it
-    exact: bool = True  # False: its gradient may differ, and the table says by how much
+    exact: bool = True  # False: its gradient may differ, by what the table shows
 
 
 class Kind(NamedTuple):
@@ -281,17 +281,17 @@ class Kind(NamedTuple):
     nodes: str = "lattice"  # which the student's joint network must visit, or "band"
 
 
-# The first of these that ran is what the others are compared with.
+# The others are compared with the first of these that ran.
 OURS = ("ours, Triton", "ours, k2", "ours, torch")
 
 
 @contextmanager
-def kernels(wanted: bool | None) -> Iterator[None]:
-    """Runs the package with or without its Triton kernels."""
+def kernels(enabled: bool | None) -> Iterator[None]:
+    """Run the package with or without its Triton kernels."""
     usable = triton_kernels.usable
-    if wanted and not usable(torch.device("cuda"), torch.float32, 2):
+    if enabled and not usable(torch.device("cuda"), torch.float32, 2):
         raise RuntimeError("the Triton kernels cannot be used here")
-    if wanted is False:
+    if enabled is False:
         triton_kernels.usable = lambda *args: False
     try:
         yield

@@ -31,7 +31,7 @@ def sparse_layer(width: int, sparsity: float) -> nn.Module:
 
 
 def forms(width: int) -> dict[str, nn.Module]:
-    """The layers that are compared, by the name of their column."""
+    """The layers to compare, by the name of their column."""
     layers: dict[str, nn.Module] = {"dense": nn.Linear(width, width)}
     for sparsity in SPARSITIES:
         layers[f"CSR, {sparsity:.0%} zeros"] = sparse_layer(width, sparsity)

@@ -60,10 +60,10 @@ def _status(field: str) -> int:
 
 
 class PeakMemory:
-    """Bytes that this process took at most since it was made, beyond what it had.
+    """Peak bytes of this process since the object was made, beyond those it had then.
 
-    On a CPU the peak of the resident set, which Linux starts anew on request. It is
-    not `ru_maxrss`: that one survives fork and exec, and would tell of the parent.
+    On a CPU the peak of the resident set, which Linux resets on request. It is
+    not `ru_maxrss`: that one survives fork and exec, and would report the parent's.
     """
 
     def __init__(self, device: str) -> None:
@@ -84,7 +84,7 @@ class PeakMemory:
 
 
 def _check_once(folder: Path, kind: str, name: str, device: str) -> dict:
-    """Run in a process of its own, so that no form finds another's memory."""
+    """Run in a separate process, so that no form finds another's memory."""
     form = KINDS[kind].forms[name]
     run_once(form, load(folder / WARM_UP, device), device)  # loads libraries
     problem = load(folder / PROBLEM, device)
@@ -97,7 +97,7 @@ def _check_once(folder: Path, kind: str, name: str, device: str) -> dict:
 
 
 def check(folder: Path, kind: str, name: str, device: str) -> dict:
-    """Loss, gradient norms and extra memory of a form, or why there are none."""
+    """Loss, gradient norms and extra memory of a form, or why they are missing."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             job = pool.submit(_check_once, folder, kind, name, device)
@@ -106,7 +106,7 @@ def check(folder: Path, kind: str, name: str, device: str) -> dict:
         return {"failure": "the process was killed: out of memory?"}
     except ImportError as error:
         return {"failure": shorten(str(error), 100), "missing": True}
-    except Exception as error:  # a form that fails is a row that says why
+    except Exception as error:  # a form that fails becomes a row with the reason
         return {"failure": shorten(f"{type(error).__name__}: {error}", 100)}
 
 
@@ -157,8 +157,8 @@ def time_forms(
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds of each form, and the GEMM rate, in rounds.
 
-    Each round runs every form once, every other round in reverse order, so that a
-    drift of the machine meets all of them. The first round is not counted.
+    Each round runs every form once, every other round in reverse order, so that a drift
+    of the machine affects all of them. The first round is not counted.
     """
     gemm = Gemm(device)
     seconds, rates = {name: [] for name in forms}, []
@@ -176,7 +176,7 @@ def time_forms(
 
 
 def floor(kind: Kind, form: Form, problem: Problem, rate: float) -> dict:
-    """What no form can go below without leaving nodes out.
+    """The floor of every form that leaves no nodes out.
 
     Matrix products: 3 with the student's output layer at each node (logits, and the
     gradients of hidden layer and weight), 1 with the teacher's where it is read.
@@ -190,7 +190,7 @@ def floor(kind: Kind, form: Form, problem: Problem, rate: float) -> dict:
 
 
 def describe_machine(device: str) -> dict:
-    """What RESULTS.md says of the machine."""
+    """The description of the machine in RESULTS.md."""
     versions = {"python": sys.version.split()[0], "torch": torch.__version__}
     for name in ("k2", "torchaudio", "triton"):
         try:

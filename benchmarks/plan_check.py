@@ -1,4 +1,4 @@
-"""The planner beside what was measured: benchmarks, FSDD, ESPnet's published trainings.
+"""The planner against measurements: benchmarks, FSDD, ESPnet's published trainings.
 
     python -m benchmarks.plan_check lattice
     python -m benchmarks.plan_check fsdd
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 # ---- lattice losses, from results-cpu.json
 
-# Dense forms that ESPnet's or our training has, and the copies that we plan for them.
+# Dense forms that ESPnet's or our training uses, and the copies planned for them.
 DENSE = {"transducer": ("naive, torchaudio", DENSE_COPIES)}
 DENSE_KD = ("dense", DENSE_KD_COPIES)
 LEAN = ("ours, torch", "ours, k2")
@@ -144,7 +144,7 @@ def fsdd_trainings() -> list[Row]:
 
 
 class Published(NamedTuple):
-    """A training whose time stands in its configuration, or in the recipe's README."""
+    """A training whose time is in its configuration, or in the recipe's README."""
 
     config: str  # in egs2, without .yaml; its first part names the recipe
     machine: str
@@ -223,7 +223,7 @@ def published_trainings(egs2: Path, which: list[Published]) -> list[Row]:
         config = egs2 / f"{each.config}.yaml"
         recipe = each.config.split("/")[0]
         corpus = CORPORA[recipe]
-        # Only the time is asked for: one length will do.
+        # Only the time is needed: one length will do.
         speech = replace(corpus.speech, longest=corpus.speech.seconds)
         model = of_config(config, corpus.vocabulary, speech)
         settings = settings_of(yaml.safe_load(config.read_text()))
@@ -291,7 +291,7 @@ def _step(config: Path, vocabulary: int, speech: Speech, utterances: int) -> Row
     optimiser.step()
     weights = 4 * sum(p.numel() for p in model.parameters())
     measured = memory.extra() + weights
-    planned = plan.value - 1e9  # there is no CUDA
+    planned = plan.value - 1e9  # without CUDA
     return Row(f"{config.stem}, {utterances} utterances", measured / 1e6, planned / 1e6)
 
 
@@ -300,7 +300,7 @@ def _bins(speech: Speech, vocabulary: int) -> float:
 
 
 def rates() -> dict[str, float]:
-    """Of this machine, one core: what the constants of the planner are."""
+    """The constants of the planner, measured on one core of this machine."""
     import torch
 
     from espnet_kd.data.format import format_data
@@ -319,12 +319,12 @@ def rates() -> dict[str, float]:
         started = time.process_time()
         format_data(Path(folder, "data"), Path(folder, "dump"), 16000, [0.9])
         spent = time.process_time() - started
-        found["core seconds a second of audio, speed perturbation"] = spent / hours
+        found["core seconds per second of audio, speed perturbation"] = spent / hours
     model = build(FSDD / "train_teacher.yaml", FSDD_VOCABULARY, 16000)
     speech = torch.randn(10, 160000)
     started = time.process_time()
     model.collect_feats(speech, torch.full((10,), 160000), None, None)
-    found["core seconds a second of audio, features"] = (
+    found["core seconds per second of audio, features"] = (
         time.process_time() - started
     ) / 100
     return found

@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks: two joint networks, labels, and what a teacher stored.
+"""Inputs of the benchmarks: two joint networks, labels, and a teacher's stored targets.
 
 Shapes: B utterances, T frames, U labels, V classes, J joint width, N path nodes.
 """
@@ -31,7 +31,7 @@ class Shape(NamedTuple):
 
 @dataclass
 class Problem:
-    """One batch. Class 0 is blank; padded labels are 0, as k2 wants them."""
+    """One batch. Class 0 is blank; padded labels are 0, as k2 requires."""
 
     student: FactoredLogits
     teacher: FactoredLogits
@@ -82,7 +82,7 @@ def collapse(logits: Tensor, next_labels: Tensor, in_place: bool = False) -> Ten
     """
     label = next_labels.expand(logits.shape[:-1]).unsqueeze(-1)
     ids = torch.cat([torch.zeros_like(label), label], dim=-1)
-    # not gather(): its backward keeps the logits, which must not change then
+    # not gather(): it saves the logits for backward, which may be overwritten
     nodes = torch.meshgrid(
         *(torch.arange(n, device=ids.device) for n in ids.shape), indexing="ij"
     )
@@ -95,7 +95,7 @@ def collapse(logits: Tensor, next_labels: Tensor, in_place: bool = False) -> Ten
 
 
 def frame_chunks(logits: FactoredLogits) -> list[slice]:
-    """Frames in runs of about 1024 nodes a batch, 16384 on a GPU."""
+    """Frames in runs of about 1024 nodes per batch, 16384 on a GPU."""
     batch, frames, rows, _ = logits.shape
     nodes = 2**10 if logits.device.type == "cpu" else 2**14
     step = max(1, nodes // (batch * rows))
@@ -104,7 +104,7 @@ def frame_chunks(logits: FactoredLogits) -> list[slice]:
 
 @torch.no_grad()
 def collapse_in_chunks(logits: FactoredLogits, problem: Problem) -> Tensor:
-    """(B, T, U+1, 3) as `collapse` gives it, without the dense logits."""
+    """(B, T, U+1, 3) as `collapse` returns it, without the dense logits."""
     next_labels = problem.next_labels.unsqueeze(1)
     chunks = [
         replace(logits, encoder=logits.encoder[:, part]).dense()
@@ -151,7 +151,7 @@ def _fit(logits: FactoredLogits, problem: Problem, emissions, generator, steps=2
     """Fit a joint to alignments, so that its posterior is that of a trained model.
 
     Each step moves every label by up to two frames, and the model becomes as unsure of
-    the frame. A step costs T + U nodes an utterance, not the lattice.
+    the frame. A step costs T + U nodes per utterance, not the lattice.
     """
     tensors = [x.clone().requires_grad_() for x in logits.tensors]
     optimizer = torch.optim.Adam(tensors, lr=0.02)
@@ -170,7 +170,7 @@ def _fit(logits: FactoredLogits, problem: Problem, emissions, generator, steps=2
 
 
 def _add_targets(problem: Problem) -> Problem:
-    """What a teacher would have stored, and the student's band."""
+    """The targets that a teacher would have stored, and the student's band."""
     teacher = collapse_in_chunks(problem.teacher, problem)
     student = collapse_in_chunks(problem.student, problem)
     arcs = (torch.ones_like(problem.labels), problem.frames, problem.label_lengths)

@@ -45,7 +45,7 @@ def _median(row: dict) -> float:
 
 
 def _measure(rows: dict) -> str | None:
-    """The form of ours that the others are compared with."""
+    """Our form, with which the others are compared."""
     return next((x for x in OURS if "seconds" in rows.get(x, {})), None)
 
 
@@ -135,22 +135,28 @@ def _section(results: dict, device: str) -> list[str]:
 
 
 INTRODUCTION = """\
-Made by `python -m benchmarks.run`; `README.md` says how to read it. Time is loss and
-backward, the median of rounds that run every form in turn, in one process, first round
-left out. Extra memory is the peak over the inputs, each form in a process of its own.
-Ratios are to the first of "ours, Triton", "ours, k2" and "ours, torch" that ran. All
-forms of a table agree on the loss and on the norm of each gradient, checked before they
-were timed. Denormals are flushed to zero for every form (`torch.set_flush_denormal`).
+Made by `python -m benchmarks.run`; `README.md` explains how to read it. Time is loss
+and backward, the median of rounds that run every form in turn, in one process, first
+round left out. Extra memory is the peak over the inputs, each form in a process of its
+own. Ratios are to the first of "ours, Triton", "ours, k2" and "ours, torch" that ran.
+All forms of a table agree on the loss and on the norm of each gradient, checked before
+they were timed. Denormals are flushed to zero for every form
+(`torch.set_flush_denormal`).
 """
 
 
 def write_all(folder: Path) -> None:
-    """RESULTS.md and the plots, from the results that lie in the folder."""
+    """RESULTS.md and the plots, from the results in the folder."""
     lines = ["# Cost of the losses", "", INTRODUCTION]
     for device in DEVICES:
         path = folder / f"results-{device}.json"
         if not path.exists():
-            lines += [f"# {device}", "", "Not measured: no such device was lent.", ""]
+            lines += [
+                f"# {device}",
+                "",
+                "Not measured: no such device was available.",
+                "",
+            ]
             continue
         results = json.loads(path.read_text())
         plot(results, folder / f"cost-{device}.png")
@@ -222,7 +228,7 @@ def _gradients_of(case: dict) -> float:
 
 
 def _draw(axis, cases: list[dict], ticks: list[int], value, least) -> None:
-    """One line a form, ours solid, the others dashed; what none can go below."""
+    """One line per form, ours solid, the others dashed; and the floor of all."""
     for number, name in enumerate(KINDS["collapsed"].forms):
         points = [
             (x, value(row))

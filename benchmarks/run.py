@@ -149,7 +149,7 @@ def sizes_of(problem) -> dict:
 
 
 def keep_others(results: dict, args: argparse.Namespace) -> None:
-    """Take over the tables of an earlier run that this one does not make again."""
+    """Keep the tables of an earlier run that this one does not replace."""
     earlier = args.output_dir / f"results-{args.device}.json"
     if not earlier.exists():
         return

@@ -3,8 +3,8 @@
     make demo-small
     python -m benchmarks.startup
 
-User and system time of a process and its children, the lowest of the runs: what else a
-machine does counts little. Writes startup.md beside this file.
+User and system time of a process and its children, the lowest of the runs: other load
+of the machine counts little. Writes startup.md beside this file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 REPO = Path(__file__).parents[1]
 RESULT = Path(__file__).with_name("startup.md")
-# What asr_train and asr_transducer_train of ours take their options from.
+# Our asr_train and asr_transducer_train take their options from these.
 ESPNETS = ("espnet2.bin.asr_train", "espnet2.bin.asr_transducer_train")
 
 
@@ -78,7 +78,7 @@ def of_helps(runs: int) -> dict[str, Cost]:
 
 
 def of_chain(runs: int, recipe: Path, size: str) -> Cost:
-    """Of the demo where everything is done: what is not is done first, untimed."""
+    """Of the demo with all stages done; missing ones run first, untimed."""
     variables = dict(DEMO_SIZE=size, PYTHON=sys.executable)
     cost_of(["./run.sh"], recipe, **variables)
     return lowest(runs, ["./run.sh"], recipe, **variables)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build environment A, B or C in .venv-A, .venv-B or .venv-C, unless it stands already,
+# Build environment A, B or C in .venv-A, .venv-B or .venv-C, unless it exists already,
 # and print its folder on stdout (all else goes to stderr).
 #
 #   A  Python 3.10, torch 1.13.1, ESPnet 202412, k2 1.23.4
@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 log() { echo "build_env: $*" >&2; }
 
 # Is $1 a Python of version $2 that can make a virtual environment? It is run to find
-# out: a pyenv shim of a Python that is not selected lies on PATH like any other and
+# out: a pyenv shim of a Python that is not selected is on PATH like any other and
 # fails, and Debian has ensurepip in a package of its own (python3-venv).
 is_python() {
     [ "$("$1" -c 'import ensurepip, sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$2" ]
@@ -63,17 +63,17 @@ elif [ -z "${pythons[${name}]:-}" ]; then
     log "environment '${name}' is unknown: A, B or C"
     exit 1
 elif ! choose_python "${name}"; then
-    wanted=${pythons[${name}]/ / or }
-    log "${name} needs Python ${wanted}, and none was found on PATH, in pyenv or by uv." \
-        "Install one (uv python install ${wanted##* }, pyenv install ${wanted##* })," \
-        "or leave ENV out: the newest environment for which there is a Python is taken"
+    needed=${pythons[${name}]/ / or }
+    log "${name} needs Python ${needed}, and none was found on PATH, in pyenv or by uv." \
+        "Install one (uv python install ${needed##* }, pyenv install ${needed##* })," \
+        "or leave ENV out to get the newest environment with a Python"
     exit 1
 fi
 
 venv=${PWD}/.venv-${name}
 constraints=conf/constraints-${name}.txt
 stamp=${venv}/espnet_kd.stamp
-# What an environment was made of. Its place counts: a virtual environment that was
+# What an environment was made of. Its path counts: a virtual environment that was
 # copied elsewhere still points to where it was made.
 made_of=$({
     echo "${venv}"
@@ -87,8 +87,8 @@ if command -v flock >/dev/null; then
     flock 9
 fi
 
-# The stamp is written last: without it, or with another one, the build was cut off or is
-# out of date.
+# The stamp is written last: without it, or with another one, the build was interrupted
+# or is out of date.
 if [ "$(cat "${stamp}" 2>/dev/null)" != "${made_of}" ] ||
     ! "${venv}/bin/python" -c "" 2>/dev/null; then
     log "building ${venv} with ${python}; some minutes, log in .venv-${name}/build.log"
@@ -104,7 +104,7 @@ if [ "$(cat "${stamp}" 2>/dev/null)" != "${made_of}" ] ||
             "${venv}/bin/pip" install -e ".[k2,demo,test,lint,docs]" -c "${constraints}"
     } >"${venv}/build.log" 2>&1 || {
         tail -n 30 "${venv}/build.log" >&2
-        log "pip failed, the end of its log is above; the next call starts afresh"
+        log "pip failed, the end of its log is above; the next call starts anew"
         exit 1
     }
     echo "${made_of}" >"${stamp}.new"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # ESPnet 202611, found 2026-11-28: `--init_param model.pth` with a model that ESPnet 202511
-# or older trained leaves the last layer of conv1d and conv2d subsampling at random, and
-# says nothing.
+# or older trained leaves the last layer of conv1d and conv2d subsampling at random,
+# without a warning.
 #
-# Installs the packages (some GB) in a temporary folder; FINDINGS_PYTHON=<python> takes an
-# environment that holds them. Exits 1 where the behaviour is another.
+# Installs the packages (some GB) in a temporary folder; FINDINGS_PYTHON=<python> uses an
+# environment that has them. Exits 1 if the behaviour differs.
 #
-# 202609 renamed `encoder.embed.out.0.*` to `encoder.embed.out.*`, and a hook renames what
-# older files hold while they are loaded. `load_pretrained_model` puts the file's weights
-# into the model's own state_dict and loads that: both names are in it, and of the two the
-# hook drops the old one, which is the file's. ESPnet 202412 and 202511 refuse a file with
+# 202609 renamed `encoder.embed.out.0.*` to `encoder.embed.out.*`, and a hook renames the
+# weights of older files while they are loaded. `load_pretrained_model` puts the file's weights
+# into the model's own state_dict and loads that: it has both names, and the hook
+# drops the old one, which is the file's. ESPnet 202412 and 202511 refuse a file with
 # the new names ("Unexpected key(s)").
 #
 # Output of 2026-11-28, Python 3.12, torch 2.13.0:
@@ -19,7 +19,7 @@
 #   encoder.embed.out.bias: random
 #   the same file by build_model_from_file: all were taken
 #
-# Trainings of espnet_kd take such files whole (espnet_kd/models/loading.py).
+# Trainings of espnet_kd load such files completely (espnet_kd/models/loading.py).
 set -euo pipefail
 
 folder=$(mktemp -d)

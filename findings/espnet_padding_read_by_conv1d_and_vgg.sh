@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# ESPnet 202611: an utterance in a padded batch is still encoded otherwise than alone
+# ESPnet 202611: an utterance in a padded batch is still encoded differently than alone
 # where a conformer has feed-forward layers of convolutions (positionwise_layer_type:
 # conv1d) and where the input of asr_transducer is VGG-like (vgg_like: true). 202610 and
 # 202611 keep padding out of subsampling, conformer and branchformer convolutions, and
-# the lengths are right; these two still read the frames behind an utterance's end.
+# the lengths are right; these two still read the frames after an utterance's end.
 #
 # Seen (largest difference between an utterance in a batch, its padding filled with 9.0,
 # and alone): conformer with linear feed-forward 0.0000, with conv1d feed-forward 0.3847;
 # asr_transducer with a convolutional input 0.0000, with a VGG-like one 0.0685.
 #
-# Installs the packages (some GB) in a temporary folder; FINDINGS_PYTHON=<python> takes an
-# environment that holds them. Exits 1 where the behaviour is another.
+# Installs the packages (some GB) in a temporary folder; FINDINGS_PYTHON=<python> uses an
+# environment that has them. Exits 1 if the behaviour differs.
 set -euo pipefail
 
 folder=$(mktemp -d)

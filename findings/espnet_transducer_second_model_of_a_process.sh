@@ -2,14 +2,14 @@
 # ESPnet 202412, 202511 and 202611: the second `asr_transducer` encoder that a process
 # builds without `input_conf` gets the sizes of the first one. `Encoder.__init__` has
 # `input_conf: Dict = {}`, one object for the process, and the validation of blocks stores
-# the size of the first block in it. A wide first model (a KD teacher, say) makes a narrow
+# the size of the first block in it. A wide first model (such as a KD teacher) makes a narrow
 # second one fail in its first forward pass, or count more parameters than it has alone.
 #
 # Seen: parameters of an encoder of width 16: 8400 alone, 17792 when built after one of
 # width 32 (the same in 202412).
 #
-# Installs the packages (some GB) in a temporary folder; FINDINGS_PYTHON=<python> takes an
-# environment that holds them. Exits 1 where the behaviour is another.
+# Installs the packages (some GB) in a temporary folder; FINDINGS_PYTHON=<python> uses an
+# environment that has them. Exits 1 if the behaviour differs.
 set -euo pipefail
 
 folder=$(mktemp -d)

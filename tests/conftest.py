@@ -1,4 +1,4 @@
-"""What every test shares: a seed, and a header that tells which environment ran."""
+"""What every test shares: a seed, and a header that names the environment."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

@@ -58,8 +58,8 @@ def divergence_of_groups(name: str, log_q: float, log_p: float) -> float:
 def divergence_slope(name: str, log_q: float, log_p: float) -> float:
     """d `divergence_of_groups` / d log p.
 
-    kl: -q. reverse_kl: p (log(p/q) + 1). jsd: p log(p/m) / 2, for in its derivative by
-    p, [log(p/m) + 1 - (q + p) / 2m] / 2, the last two cancel.
+    kl: -q. reverse_kl: p (log(p/q) + 1). jsd: p log(p/m) / 2, since in its derivative
+        by p, [log(p/m) + 1 - (q + p) / 2m] / 2, the last two cancel.
     """
     if name == "kl":
         return -math.exp(log_q)
@@ -76,8 +76,8 @@ def grouped(logits, groups, log_q, temperature: float = 1.0, divergence="kl") ->
 
     With kl, T^2 sum_g q_g (log q_g - log p_g). Singletons give the plain divergence;
     {y}, {blank}, {others} give equation D.1 of Panchapagesan et al. 2020. The mass of a
-    group is a sum of its own classes, never "1 - the others", so it is exact however
-    small it is.
+    group is a sum of its own classes, never "1 - the others", so it is exact even if
+    tiny.
     """
     log_p = group_masses(logits, groups, temperature)
     terms = (divergence_of_groups(divergence, *pair) for pair in zip(log_q, log_p))
@@ -359,7 +359,7 @@ def sweep_lattice(exits: np.ndarray) -> tuple[float, np.ndarray, float]:
         alpha[t, u] = logsumexp([pair[0] for pair in into])
         best[t, u] = max(pair[1] for pair in into)
     beta = np.full((frames + 1, rows + 1), -math.inf)
-    beta[frames, rows - 1] = 0.0  # behind the last blank
+    beta[frames, rows - 1] = 0.0  # after the last blank
     for t in reversed(range(frames)):
         for u in reversed(range(rows)):
             ways = [exits[t, u, BLANK] + beta[t + 1, u]]
@@ -591,8 +591,8 @@ def alignments_of(frames: int, labels: int, topology: str) -> Iterator[list[Exit
 def inside_band(exits: np.ndarray, rows: np.ndarray, topology: str) -> np.ndarray:
     """`exits` without those that leave or enter a node outside the band.
 
-    rows (T, S): row u exists at frame t only if it is one of rows[t]. Behind the last
-    frame stands the end of every alignment, which is in any band.
+    rows (T, S): row u exists at frame t only if it is one of rows[t]. After the last
+    frame comes the end of every alignment, which is in any band.
     """
     frames, count, _ = exits.shape
     kept = exits.copy()
@@ -644,7 +644,7 @@ def class_targets(teacher, classes, label, blank, k, tail, temperature):
 
     full: every class. collapsed: {label}, {blank}, {rest}. topk: blank and the best of
     the others, k in all; tail "bucket" adds one class of all others, "renormalize"
-    divides the k masses by their sum and leaves the others none.
+    divides the k masses by their sum and gives the others none.
     """
     size = len(teacher)
     if classes == "full":
@@ -706,8 +706,8 @@ class GridCase:
     def kd_nodes(self) -> list[Node]:
         """D(teacher at (t, u) || student at (t + shift, u)), weighted.
 
-        Nodes whose t + shift is no frame of the utterance are dropped, and so are those
-        of a band that the band does not hold there. A path goes where it goes.
+        Nodes whose t + shift is not a frame of the utterance are dropped, and so are
+        those of a band that the band does not contain there. A path is not restricted.
         """
         batch, nodes = self.batch, []
         for b, t, u in self.nodes():
@@ -824,8 +824,8 @@ def random_case(
 ) -> GridCase:
     """A random cell: lengths, V, joint widths, activation, bias, k, blank, weights...
 
-    nodes: "lattice", "band", "path"; with " shifted" behind it the student is read 1 or
-    2 frames later. `fixed` sets what is not to be drawn.
+    nodes: "lattice", "band", "path"; with " shifted" after it the student is read 1 or
+    2 frames later. `fixed` sets what is not drawn.
     """
     rng = np.random.default_rng([seed, *f"{nodes} {classes} {tail}".encode()])
 

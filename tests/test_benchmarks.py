@@ -23,7 +23,7 @@ def loss_and_gradients(kind: str, name: str, variant: str) -> list[torch.Tensor]
 def test_forms_of_a_kind_agree(kind: str, name: str, variant: str) -> None:
     form = KINDS[kind].forms[name]
     if not form.exact:
-        pytest.skip("its gradient is not exact: the tables say by how much")
+        pytest.skip("its gradient is not exact: the tables show by how much")
     if form.triton and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     needs_k2 = "k2" in name or kind in ("band", "pruned")

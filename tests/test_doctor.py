@@ -51,12 +51,12 @@ def test_here_the_main_job_can_run(tmp_path):
         "found": str(sclite),
         "remedy": "",
     }
-    # Another test of this process may have put our stand-in in its place.
+    # Another test of this process may have installed our stand-in.
     stands_in = warprnnt.installed() != "real"
     assert ("stand-in" in found["warprnnt_pytorch"]["found"]) == stands_in
 
 
-def test_without_any_package_it_says_so():
+def test_without_any_package():
     code, stated = run_doctor("-S")  # -S: Python without its site-packages
     assert code == 1 and stated["main_job"] is False
     packages = ("torch", "espnet", "lhotse", "kaldialign", "espeakng_loader")
@@ -66,7 +66,7 @@ def test_without_any_package_it_says_so():
     assert stated["by_name"]["k2"]["status"] == LACK
 
 
-def test_what_a_training_lacks_is_told(tmp_path):
+def test_what_a_training_lacks_is_reported(tmp_path):
     """Also what ESPnet imports late, at the start of training or after an epoch."""
     for package in ("editdistance", "tensorboard"):
         code = f"raise ModuleNotFoundError(name='{package}')"
@@ -83,13 +83,13 @@ def test_what_a_training_lacks_is_told(tmp_path):
 
 
 def test_a_checkout_before_the_installed_espnet(tmp_path):
-    """ESPnet itself gives the installed one's version."""
+    """ESPnet itself reports the installed version."""
     folder = Path(find_spec("espnet2").origin).parent
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(folder, tmp_path / "espnet2", ignore=skip)
     (tmp_path / "version.txt").write_text("209901\n")
     code, stated = run_doctor(PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert code == 0  # newer than tested is no reason not to run
+    assert code == 0  # newer than tested is not a fault
     espnet = stated["by_name"]["espnet"]
     assert espnet["found"] == f"209901, from {tmp_path}"
     assert espnet["status"] == LACK and TESTED[-1] in espnet["remedy"]

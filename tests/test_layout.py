@@ -91,9 +91,9 @@ def test_no_arrow_upwards(graph):
 
 
 def test_no_circle(graph):
-    """Modules of one package import each other one way, too."""
+    """Modules of one package import each other in one direction, too."""
     left = {name: set(targets) for name, targets in graph.items()}
-    # Those that import nothing that is left go, then those that nothing left imports.
+    # Drop those that import nothing that is left, then those that nothing left imports.
     while free := {name for name in left if not left[name] & set(left)}:
         left = {name: left[name] for name in left if name not in free}
     while top := set(left) - set().union(*left.values()):
@@ -102,7 +102,7 @@ def test_no_circle(graph):
 
 
 def test_no_torch_where_none_is_needed(graph):
-    """Also not by way of other modules; what functions import does not count."""
+    """Nor through other modules; imports within functions do not count."""
     names = [name for name in graph if room(name) == "config"]
     names += [f"espnet_kd.{name}" for name in LIGHT]
     code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"

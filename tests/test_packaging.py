@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What has another name on the index than when it is imported. humanfriendly is a
-# requirement of ESPnet, which hands out its functions.
+# Packages whose name on the index differs from that of the import. humanfriendly is a
+# requirement of ESPnet, which re-exports its functions.
 PACKAGES = {
     "espnet2": "espnet",
     "espeakng_loader": "espeakng-loader",
     "yaml": "pyyaml",
 }
-NOT_ON_THE_INDEX = {"warprnnt_pytorch"}  # a stand-in of ours serves
-WITH_TORCH = {"triton"}  # comes along where torch can use it; torch serves elsewhere
+NOT_ON_THE_INDEX = {"warprnnt_pytorch"}  # replaced by our stand-in
+WITH_TORCH = {"triton"}  # comes with torch where usable; optional elsewhere
 
 
 def requirements() -> dict[str, list[str]]:
@@ -40,7 +40,7 @@ def name_of(requirement: str) -> str:
 
 
 def imported() -> set[str]:
-    """The modules of others that the package imports, wherever in a file."""
+    """The third-party modules that the package imports, anywhere in a file."""
     found = set()
     for path in (ROOT / "espnet_kd").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -120,7 +120,7 @@ def python(version: str, k2: str = "") -> str:
 esac"""
 
 
-def test_a_shim_that_fails_is_no_python(checkout):
+def test_a_shim_that_fails_is_not_a_python(checkout):
     put_python(checkout, "python3.10", "echo 'pyenv: command not found' >&2; exit 127")
     done = build(checkout, "A")
     assert done.returncode == 1
@@ -137,27 +137,27 @@ def test_a_shim_that_fails_is_no_python(checkout):
         (["3.10"], "A", "Python 3.10.9, ESPnet 202412"),
     ],
 )
-def test_the_newest_environment_is_built_and_told(checkout, found, name, line):
+def test_the_newest_environment_is_built_and_reported(checkout, found, name, line):
     for version in found:
         put_python(checkout, f"python{version}", python(version))
     done = build(checkout)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{checkout / f'.venv-{name}'}\n"
-    told = done.stderr.splitlines()
-    assert told[0].startswith(f"build_env: building {checkout / f'.venv-{name}'}")
-    assert told[1].startswith(f"build_env: environment {name}: {line}")
-    assert told[1].endswith("no k2: lattices run on the torch backend")
-    # A second time nothing is built; the line is there.
-    assert build(checkout).stderr.splitlines() == told[1:]
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"build_env: building {checkout / f'.venv-{name}'}")
+    assert lines[1].startswith(f"build_env: environment {name}: {line}")
+    assert lines[1].endswith("no k2: lattices run on the torch backend")
+    # The second time nothing is built; the line is printed.
+    assert build(checkout).stderr.splitlines() == lines[1:]
     assert build(checkout, name).stdout == done.stdout
 
 
-def test_the_line_tells_the_k2(checkout):
+def test_the_line_names_the_k2(checkout):
     put_python(checkout, "python3.10", python("3.10", k2="1.23.4"))
     assert build(checkout).stderr.endswith(", k2 1.23.4\n")
 
 
-def test_without_a_python_it_says_which(checkout):
+def test_without_a_python_it_names_the_versions(checkout):
     done = build(checkout)
     assert done.returncode == 1 and "no Python 3.10 to 3.13 was found" in done.stderr
     done = build(checkout, "C")

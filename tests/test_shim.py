@@ -1,4 +1,4 @@
-"""The shim in the place of python: `-m`, `-c`, scripts, training, spawned processes."""
+"""The shim in place of python: `-m`, `-c`, scripts, training, spawned processes."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ SHOW = "import os, sys; print(sys.argv, os.path.abspath(sys.path[0]), __name__)\
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    """`python arguments...` in a process of its own."""
+    """`python arguments...` in a separate process."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -85,7 +85,7 @@ if __name__ == "__main__":
 
 
 def test_a_spawned_process_does_not_start_the_module_again(folder: Path):
-    """As ESPnet spawns one process a GPU, which imports the main module by its name."""
+    """As ESPnet spawns one process per GPU, which imports the main module by name."""
     (folder / "spawning.py").write_text(SPAWNING)
     expected, got = (
         run("-m", "spawning", cwd=folder) for run in (python, through_shim)
@@ -96,7 +96,7 @@ def test_a_spawned_process_does_not_start_the_module_again(folder: Path):
 
 @pytest.fixture
 def as_main(monkeypatch: pytest.MonkeyPatch):
-    """The shim in this process, where warprnnt_pytorch was not asked for yet."""
+    """The shim in this process, where warprnnt_pytorch was not imported yet."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "warprnnt_pytorch", raising=False)

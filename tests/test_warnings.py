@@ -1,4 +1,4 @@
-"""What is deprecated and called by us is an error in the tests (pyproject.toml)."""
+"""Deprecated calls by our code are errors in the tests (pyproject.toml)."""
 
 import warnings
 
@@ -15,7 +15,7 @@ def test_a_deprecated_call_of_ours_is_an_error(category: type[Warning]):
         warnings.warn_explicit("gone in 9.0", category, "path.py", 1, module=OURS)
 
 
-def test_so_is_one_that_torch_tells_as_a_user_warning():
+def test_so_is_one_that_torch_reports_as_a_user_warning():
     text = "torch.x is deprecated and will be removed"
     with pytest.raises(UserWarning):
         warnings.warn_explicit(text, UserWarning, "path.py", 1, module=OURS)

@@ -1,4 +1,4 @@
-"""The KD losses of one batch: each kind of nodes gives its own, here they are summed.
+"""The KD losses of one batch: each kind of nodes computes its own, summed here.
 
 kd_conf.losses --> LatticeReading   band, lattice, path: one pass, `lattice.py`
                --> LOSSES           frames, tokens, sequence: one file each
@@ -27,7 +27,7 @@ from espnet_kd.distill.signals import Batch, Source, SpecialTokens
 
 
 class Distillation:
-    """What `kd_conf` asks for, bound to where the teachers' signals come from.
+    """The losses of `kd_conf`, bound to the source of the teachers' signals.
 
     Every entry of `conf.losses` names one kind of nodes, which student and teachers
     have.
@@ -63,7 +63,7 @@ class Distillation:
             speech_lengths: samples of each, (B,).
             rows: which of them share their audio.
             utterances: ids; may be empty.
-            updates: of the student so far, by which schedules go.
+            updates: of the student so far, for the schedules.
         """
         batch = Batch(
             utterances, speech, speech_lengths, rows, self.rates, self.symbols
@@ -72,7 +72,7 @@ class Distillation:
 
 
 class BatchKD:
-    """The KD of one batch, at the weights and temperatures that hold now.
+    """The KD of one batch, at the current weights and temperatures.
 
     Attributes:
         conf: with numbers for schedules.

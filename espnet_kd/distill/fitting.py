@@ -1,7 +1,7 @@
-"""Whether student, teachers and `kd_conf` fit each other, told from plain data.
+"""Whether student, teachers and `kd_conf` fit each other, from plain data.
 
-`make_student` asks with what it finds in the models, the check before a recipe's first
-stage with what the configurations tell. No torch is imported.
+`make_student` passes what it finds in the models, the check before a recipe's first
+stage what the configurations contain. Does not import torch.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def with_known_nodes(conf: KDConf, have: Mapping[str, Set[str]]) -> KDConf:
 
 
 def compares_frames(conf: KDConf) -> bool:
-    """Whether encoder frames are compared, by losses that `with_known_nodes` gave."""
+    """Whether encoder frames are compared, by the losses of `with_known_nodes`."""
     return bool(conf.hidden) or any(loss.nodes != "tokens" for loss in conf.losses)
 
 
 def check_token_lists(
     student: Sequence[str], teacher: Sequence[str], name: str
 ) -> None:
-    """Refuse token lists that differ: a posterior over other tokens says nothing."""
+    """Refuse token lists that differ: their posteriors cannot be compared."""
     if list(student) == list(teacher):
         return
     differing = [i for i, (s, t) in enumerate(zip(student, teacher)) if s != t]

@@ -1,6 +1,6 @@
 """KD between layers of the encoders of student and teacher.
 
-Hooks keep the frames that the named layers make in the one encoder pass that training
+Hooks keep the frames that the named layers output in the one encoder pass that training
 needs anyway. Where the widths differ the student's frames are projected (FitNets,
 Romero et al. 2015; TutorNet, Yoon et al. 2021).
 """
@@ -27,7 +27,7 @@ def hidden_kd(student: Tensor, teacher: Tensor, lengths: Tensor, loss: str) -> T
     """Distance of each utterance's frames, (B,): sums over frames.
 
     Args:
-        student, teacher: (B, T, D) of equal width; anything may stand in the padding.
+        student, teacher: (B, T, D) of equal width; anything in the padding.
         lengths: (B,) frames.
         loss: "mse" (mean over D of the squared difference) or "cosine" (1 - cosine).
     """
@@ -42,7 +42,7 @@ def hidden_kd(student: Tensor, teacher: Tensor, lengths: Tensor, loss: str) -> T
 
 
 class Projection(torch.nn.Linear):
-    """Student's width to teacher's; trained with the student, but no part of it.
+    """Student's width to teacher's; trained with the student, but not part of it.
 
     Optimiser and DDP see its parameters, `state_dict` does not, so that stock ESPnet
     resumes, averages and decodes the student. `espnet_kd.tasks.trainer.KDOptimizer`
@@ -58,7 +58,7 @@ class Projection(torch.nn.Linear):
 
 @dataclass
 class Pair:
-    """A layer of the student, and the layer of a teacher that it is to resemble."""
+    """A layer of the student, and the layer of a teacher that it should match."""
 
     student: Layer
     teacher: tuple[int, str]  # which teacher, which layer; as `Signals.hidden` takes it
@@ -75,7 +75,7 @@ class Pair:
 
 
 class HiddenKD:
-    """What `kd_conf.hidden` asks for.
+    """The losses of `kd_conf.hidden`.
 
     Attributes:
         names: of the losses in the statistics.
@@ -100,7 +100,7 @@ class HiddenKD:
         """Weighted sum of the losses of a batch, and each of them by its name.
 
         Args:
-            confs: of the pairs, with the weights that hold now.
+            confs: of the pairs, with the current weights.
             sides: the batch that was just encoded.
         """
         total, parts = 0.0, {}
@@ -131,8 +131,8 @@ def make_hidden_kd(
         sampling_rate: of the audio, Hz.
 
     Raises:
-        ValueError: a module or teacher does not exist or makes no frames; names the
-            field.
+        ValueError: a module or teacher does not exist, or a module outputs no frames;
+            names the field.
     """
     pairs = []
     for number, conf in enumerate(confs):

@@ -14,14 +14,14 @@ from espnet_kd.losses.teachers import Teacher
 
 
 class LatticeTeacher:
-    """A teacher on the labels of a batch, which keeps what several losses ask.
+    """A teacher on the labels of a batch, which caches what several losses need.
 
     Args:
         teacher: answers about nodes.
         layout: of the lattices that it shares with the student: the student's labels,
             and frames that both have.
         blank: class of blank.
-        path: the alignment to compare, where the source knows one.
+        path: the alignment to compare, if the source has one.
     """
 
     def __init__(
@@ -67,5 +67,5 @@ class LatticeTeacher:
 
     @cached_property
     def occupancies(self) -> Tensor:
-        """(B, T, U+1, 2) posterior of leaving a node by blank, by its label."""
+        """(B, T, U+1, 2) posterior of leaving a node by blank or by its label."""
         return self.lattices.occupancy()

@@ -1,4 +1,4 @@
-"""What one forward pass of a student leaves behind: a record, without any KD."""
+"""The outputs of one forward pass of a student: a record, without any KD."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def sequence_kd(loss: SequenceConf, sides: Sides) -> tuple[Tensor, Tensor]:
     return sums, nodes
 
 
-@functools.cache  # once in a training
+@functools.cache  # once per training
 def _warn_of_single_hypotheses() -> None:
     logging.warning(
         "nodes: sequence: no two hypotheses in this batch share their audio, so this "
@@ -107,7 +107,7 @@ def ctc_scores(frames: Frames, blank: int) -> Tensor:
     arguments = (log_probs, frames.targets, frames.lengths, frames.label_lengths, blank)
     with torch.no_grad():
         losses = torch.nn.functional.ctc_loss(*arguments, reduction="none")
-    # The gradient of an infinite loss is NaN, also where nothing flows into it.
+    # An infinite loss has a NaN gradient, even where it is masked out later.
     finite = torch.nn.functional.ctc_loss(
         *arguments, reduction="none", zero_infinity=True
     )

@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
     @property
     def are_shared(self) -> bool:
-        """Whether a row stands twice."""
+        """Whether a row occurs twice."""
         return len(self.first) < len(self.index)
 
     def take(self, *batch: Tensor) -> tuple[Tensor, ...]:
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
         return tuple(each[self.first] for each in batch)
 
     def expand(self, made: Any) -> Any:
-        """Tensors (M, ...), in tuples and lists or not, as tensors (B, ...)."""
+        """Tensors (M, ...), possibly in tuples and lists, as tensors (B, ...)."""
         if not self.are_shared:
             return made
         if isinstance(made, Tensor):
@@ -54,8 +54,8 @@ def distinct_rows(speech: Tensor, lengths: Tensor) -> Rows:
         lengths: samples of each, (B,).
 
     Returns:
-        Rows such that speech[first][index] equals speech up to the lengths. Waits for
-        the device once, and once more where rows may be equal.
+        Rows such that speech[first][index] equals speech up to the lengths.
+        Synchronises with the device once, and again if rows may be equal.
     """
     lengths = lengths.to(speech.device)
     itself = torch.arange(len(speech), device=speech.device)
@@ -85,7 +85,7 @@ def _masked(speech: Tensor, valid: Tensor) -> Tensor:
 
 
 def lists_of_rows(index: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the hypotheses of each utterance stand in a batch.
+    """The positions of each utterance's hypotheses in a batch.
 
     Args:
         index: (B,) the utterance, 0 .. M-1, of each entry; `Rows.index`.

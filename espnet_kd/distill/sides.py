@@ -1,4 +1,4 @@
-"""Both sides of one batch, as the loss of a kind of nodes sees them."""
+"""Both sides of one batch, as passed to the loss of a kind of nodes."""
 
 from __future__ import annotations
 

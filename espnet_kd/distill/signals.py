@@ -136,7 +136,7 @@ class Source:
         raise NotImplementedError
 
     def watch(self, teacher: int, layer: str, sampling_rate: int) -> int:
-        """Keep a layer's frames of each batch from now on; returns their width.
+        """Keep a layer's frames of each batch from now on; return their width.
 
         Raises:
             ValueError: the source has no hidden layers, or not this one.
@@ -155,9 +155,9 @@ def known(answer: Answer | None, nodes: str) -> Answer:
     """
     if answer is None:
         raise ValueError(
-            f"nodes: {nodes}: not known of the teacher on this batch, though its "
-            "source promised it (Source.teachers); correct the source, or leave this "
-            "loss out of kd_conf"
+            f"nodes: {nodes}: not known of the teacher on this batch, but "
+            "Source.teachers lists it; correct the source, or leave this loss "
+            "out of kd_conf"
         )
     return answer
 
@@ -201,7 +201,7 @@ class EnsembleSource(Source):
 
 
 class EnsembleSignals(Signals):
-    """What an ensemble predicts for one batch; computed when it is first asked."""
+    """What an ensemble predicts for one batch; computed on first use."""
 
     def __init__(self, source: EnsembleSource, batch: Batch, autocast: dict) -> None:
         self.source = source
@@ -286,7 +286,7 @@ class EnsembleSteps:
     def topk(
         self, k: int, keep: Sequence[int], temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the k best classes and their ids, (B, L, k) twice."""
+        """Log-probabilities of the k best classes and their ids, both (B, L, k)."""
         return self._mean(temperature).topk(k, keep, temperature)
 
     def _mean(self, temperature: float) -> OnlineSteps:
@@ -294,7 +294,7 @@ class EnsembleSteps:
 
 
 def autocast_on_cuda(device: torch.device) -> dict:
-    """Arguments of torch.autocast for what holds now on CUDA; off elsewhere."""
+    """Arguments of torch.autocast for the current state on CUDA; off elsewhere."""
     if device.type != "cuda":
         return {"enabled": False}
     if hasattr(torch, "get_autocast_dtype"):  # since 2.4, which deprecates the other
@@ -323,8 +323,8 @@ def check_source_options(args: argparse.Namespace, asking: Sequence[str]) -> Non
     """
     if asking and not args.teacher_config:
         raise ValueError(
-            f"teacher_config: kd_conf has {asking[0]} but there is no teacher; give "
-            f"--teacher_config and --teacher_model_file, or empty kd_conf.{asking[0]}"
+            f"teacher_config: kd_conf has {asking[0]}, but no teacher is given; pass "
+            f"--teacher_config and --teacher_model_file, or drop kd_conf.{asking[0]}"
         )
     options.check_teacher_options(args)
 

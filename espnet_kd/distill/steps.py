@@ -24,7 +24,7 @@ def kd_of_steps(
     Args:
         loss: with numbers for schedules.
         student: (B, L, V) logits.
-        teacher: of as many steps, or a few more or less.
+        teacher: of as many steps, or a few more or fewer.
         lengths: (B,) steps that both sides have.
         keep: classes that are always among the k best.
     """

@@ -1,4 +1,4 @@
-"""What sums and maximises over alignments: k2 or torch, and what each needs."""
+"""The backends that sum and maximise over alignments: k2 and torch."""
 
 import functools
 from types import ModuleType
@@ -14,9 +14,9 @@ TOPOLOGIES = ("regular", "modified")
 
 @functools.cache
 def _import_k2() -> tuple[ModuleType | None, str]:
-    """k2's backend, or None and why it is not there.
+    """k2's backend, or None and the reason.
 
-    pip installs k2 1.23.4 where it then cannot be loaded, so only an import tells.
+    pip installs k2 1.23.4 even where it cannot be loaded; only an import can tell.
     """
     try:
         from espnet_kd.lattice import k2_backend
@@ -48,7 +48,7 @@ def choose_backend(backend: str | None, device: torch.device) -> ModuleType:
     module, reason = _import_k2()
     if backend == "k2" and module is None:
         raise ImportError(
-            f"backend: 'k2' was asked for, but k2 cannot be imported ({reason}). "
+            f"backend: 'k2' was requested, but k2 cannot be imported ({reason}). "
             "Install the k2 that was built for this torch, or pass backend='torch'"
         )
     if module is None:
@@ -72,6 +72,6 @@ def check_alignable(frames: Tensor, symbols: Tensor, topology: str) -> None:
     if topology == "modified" and (frames < symbols).any():
         raise ValueError(
             "label_lengths: an utterance has more labels than frames, which the "
-            "modified topology (one symbol a frame) cannot align; drop it, or use "
+            "modified topology (one symbol per frame) cannot align; drop it, or use "
             "topology='regular'"
         )

@@ -1,9 +1,9 @@
 """Transducer lattices walked diagonal by diagonal, over all utterances at once.
 
-An alignment takes one arc a step, so a node belongs to one step, its diagonal: t + u in
-the regular topology, t in the modified one, where a label arc leads to (t+1, u+1). By
-diagonals both look alike: from row u, blank leads to row u of the next diagonal and a
-label to row u + 1.
+An alignment takes one arc per step, so a node belongs to one step, its diagonal: t + u
+in the regular topology, t in the modified one, where a label arc leads to (t+1, u+1).
+By diagonals both look alike: from row u, blank leads to row u of the next diagonal and
+a label to row u + 1.
 
 Shapes: B utterances, T encoder frames, U labels, D diagonals (T + U, or T).
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 # The two ways into a node, in the order in which `sweep` reads rows u - 1 and u.
 LABEL, BLANK = 0, 1
-# The least score of a way. Two ways of -inf would have NaN as their shares.
+# The lowest score of a way. The shares of two ways of -inf would be NaN.
 LEAST = -1e300
 
 
@@ -48,7 +48,7 @@ def by_diagonal(
 ) -> tuple[Tensor, Tensor]:
     """Arcs (B, T, U+1) by frame -> (D, B, U+1) by diagonal.
 
-    Behind its last diagonal an utterance rests in row U_b, by blanks of score 0, so
+    After its last diagonal an utterance stays in row U_b, by blanks of score 0, so
     that all end on the same one.
     """
     if topology == "regular":

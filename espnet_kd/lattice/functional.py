@@ -1,8 +1,8 @@
-"""`Lattices` for those who want one thing of it: each function reads the joint anew.
+"""`Lattices` as functions, for a single result: each call reads the joint network.
 
 Arguments of each: logits (B, T, U+1, V), dense or factored, labels (B, U),
 logit_lengths (B,), label_lengths (B,), and the options blank, ranges, topology and
-backend, all as of `Lattices.read`, whose errors they raise.
+backend, as for `Lattices.read`, which raises the errors.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def occupancy(
     label_lengths: Tensor,
     **options,
 ) -> Tensor:
-    """Posterior (B, T, U+1, 2) of leaving a node by blank, by its label.
+    """Posterior (B, T, U+1, 2) of leaving a node by blank or by its label.
 
     `Lattices.occupancy`. No gradient. Arguments and errors as `Lattices.read`.
     """

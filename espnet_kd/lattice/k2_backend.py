@@ -33,9 +33,9 @@ def _label_arcs(label: Tensor, topology: str, fill: float) -> Tensor:
 
 
 def _padded(x: Tensor, fill: float) -> Tensor:
-    """(B, T, U+1) with the label, and the frames, that k2 1.23.4 asks for: T >= U >= 1.
+    """(B, T, U+1) with the label, and the frames, that k2 1.23.4 needs: T >= U >= 1.
 
-    k2 does not read what is outside the lengths of an utterance.
+    k2 reads nothing outside the lengths of an utterance.
     """
     _, frames, rows = x.shape
     padding = (0, int(rows == 1), 0, max(0, max(rows - 1, 1) - frames))
@@ -73,7 +73,7 @@ def _lattices(
 
     All have a state for each node of the padded batch, and a final one. States are
     numbered along t first: of two equally good ways into a node k2 keeps the one from
-    the higher state, which so is the blank's, as in `torch_backend`.
+    the higher state, here the blank's, as in `torch_backend`.
     """
     batch, longest, rows = blank.shape
     device = blank.device
@@ -139,7 +139,7 @@ def window_ranges(
     """`torch_backend.window_ranges` by k2, which may change the width."""
     _, longest, rows = blank_use.shape
     if topology == "modified":
-        # k2 looks at blanks only and takes away what entered the window from below
+        # k2 looks at blanks only and subtracts what entered the window from below
         blank_use, label_use = blank_use + label_use, torch.zeros_like(label_use)
     ranges = k2.get_rnnt_prune_ranges(
         _label_arcs(_padded(label_use, 0), topology, 0).contiguous(),

@@ -20,8 +20,8 @@ from espnet_kd.lattice.paths import trace
 from espnet_kd.lattice.pruning import prune_ranges
 from espnet_kd.lattice.reading import read_nodes
 
-# Arcs used less often are not used: products with denormal numbers are several times
-# slower on a CPU, and float32 does not see the difference.
+# Smaller arc posteriors become zero: products with denormal numbers are several times
+# slower on a CPU, and float32 loses the difference anyway.
 UNUSED = 1e-10
 
 
@@ -29,13 +29,13 @@ UNUSED = 1e-10
 class Lattices:
     """Lattices whose arcs were read, ready for sums and maxima over alignments.
 
-    `Lattices.read` reads the joint network once, however many verbs are called later.
+    `Lattices.read` reads the joint network once, however many methods are called later.
     Only `total_score` has a gradient, where the arcs were read under autograd.
 
     Attributes:
         layout: nodes and labels; its nodes are those of the band, if there is one.
         blank: (B, T, U+1) log-probabilities; `LOG_ZERO` where there is no node.
-        label: the same of the next label; its row u = U is not used.
+        label: the same for the next label; its row u = U is not used.
         topology: "regular", or "modified", where each frame emits one symbol.
         backend: "k2", "torch", or None for k2 where it is installed, else torch.
     """
@@ -128,7 +128,7 @@ class Lattices:
 
     @torch.no_grad()
     def occupancy(self) -> Tensor:
-        """Posterior that an alignment leaves a node by blank, by its label.
+        """Posterior that an alignment leaves a node by blank or by its label.
 
         Returns:
             (B, T, U+1, 2): [..., 0] blank, [..., 1] label; zero where there is no arc.
@@ -160,9 +160,9 @@ class Lattices:
         """Best alignment (Viterbi) as the nodes that it visits.
 
         It visits N_b = T_b + U_b nodes, from (0, 0) to (T_b-1, U_b); in the modified
-        topology N_b = T_b, one a frame. Of equally good alignments "torch", the default
-        here, takes the one that emits every label earliest; "k2" does so too on a CPU,
-        but holds arc scores in float32 and is slower.
+        topology N_b = T_b, one per frame. Of equally good alignments "torch", the
+        default here, takes the one that emits every label earliest; "k2" does so too on
+        a CPU, but holds arc scores in float32 and is slower.
 
         Returns:
             path (B, N, 2) int64 (t, u), padded with the last node of each utterance, so
@@ -218,11 +218,11 @@ class Lattices:
         )
         return self._trace(rows)
 
-    # ---- what the verbs share
+    # ---- what the methods share
 
     @cached_property
     def _forward_backward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Total scores (B,), and how often each arc is used (B, T, U+1), twice."""
+        """Total scores (B,); posteriors (B, T, U+1) of blank arcs and of label arcs."""
         module = choose_backend(self.backend, self.blank.device)
         frames, symbols = self.layout.frames, self.layout.symbols
         return module.forward_backward(*self._arcs(), frames, symbols, self.topology)
@@ -235,7 +235,7 @@ class Lattices:
         return choose_backend(self.backend, self.blank.device)
 
     def _arcs(self) -> tuple[Tensor, Tensor]:
-        """Scores of blank and label in float64, with -inf where no arc is."""
+        """Scores of blank and label in float64, with -inf where there is no arc."""
         emits = self.layout.nodes & self.layout.emits
         return (
             self.blank.detach().double().masked_fill(~self.layout.nodes, -torch.inf),
@@ -248,7 +248,7 @@ class Lattices:
 
 
 class _TotalScore(torch.autograd.Function):
-    """The derivative of a lattice's total score by an arc score is its occupation."""
+    """The derivative of a total score by an arc's score is the arc's posterior."""
 
     @staticmethod
     def forward(ctx, blank: Tensor, label: Tensor, lattices: Lattices) -> Tensor:
@@ -267,4 +267,4 @@ class _TotalScore(torch.autograd.Function):
 
 def _check_number(n: int) -> None:
     if n < 1:
-        raise ValueError(f"n: {n} paths; ask for at least 1")
+        raise ValueError(f"n: {n} paths; must be at least 1")

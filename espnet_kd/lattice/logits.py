@@ -37,8 +37,8 @@ class FactoredLogits:
         weight: (V, J) of the output layer.
         bias: (V,), or None.
         activation: "tanh", "relu", "identity", or any elementwise function of a tensor
-            that neither works in place nor has parameters (a module of ESPnet's, say).
-        is_half: the tensors were of half precision; see `rows.FactoredRows`.
+            that neither works in place nor has parameters (such as ESPnet's).
+        is_half: the tensors had half precision; see `rows.FactoredRows`.
 
     Raises:
         ValueError: shapes do not fit, an unknown activation, or one with parameters.
@@ -92,11 +92,11 @@ class FactoredLogits:
         return 4
 
     def float(self) -> FactoredLogits:
-        """Itself: what is read of it is never less than float32."""
+        """Itself: it is never read in less than float32."""
         return self
 
     def upcast(self) -> FactoredLogits:
-        """With tensors of float32, or of float64 where one of them is."""
+        """The same in float32, or in float64 if one of the tensors is."""
         dtype = precision_of(*self.tensors)
         tensors = (None if x is None else x.to(dtype) for x in self.tensors)
         is_half = any(x is not None and x.dtype in HALF for x in self.tensors)
@@ -116,11 +116,11 @@ Logits = Union[Tensor, FactoredLogits]
 
 
 def tensors_of(logits: Logits) -> tuple[Tensor | None, ...]:
-    """What a lattice is made of, and what its gradients go to."""
+    """The tensors of a lattice, which receive its gradients."""
     return logits.tensors if isinstance(logits, FactoredLogits) else (logits,)
 
 
 def precision_of(*tensors: Tensor | None) -> torch.dtype:
-    """float64 where one of the tensors is, else float32."""
+    """float64 if one of the tensors is, else float32."""
     is_double = any(x is not None and x.dtype == torch.float64 for x in tensors)
     return torch.float64 if is_double else torch.float32

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# Stands for log(0) where -inf would turn into NaN (inf - inf, 0 * inf).
+# In place of log(0), where -inf would turn into NaN (inf - inf, 0 * inf).
 LOG_ZERO = -1e30
 
 
@@ -32,7 +32,7 @@ def check_lengths(name: str, lengths: Tensor, batch: int, longest: int) -> Tenso
     if lengths.shape != (batch,):
         raise ValueError(
             f"{name}: shape {tuple(lengths.shape)}, expected ({batch},), "
-            "one length an utterance"
+            "one length per utterance"
         )
     if batch:
         low, high = (int(x) for x in torch.stack(torch.aminmax(lengths)))

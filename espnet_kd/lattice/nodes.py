@@ -82,7 +82,7 @@ class Layout(NamedTuple):
     def arc_classes(self, nodes: Nodes, blank: int) -> Tensor:
         """Classes of the two arcs that leave each node: (N, 2), label and blank.
 
-        Where no label arc leaves a node, blank stands for the label.
+        Where no label arc leaves a node, the label's class is blank.
         """
         labels = self.labels[nodes.utterance, nodes.row]
         return torch.stack([labels, torch.full_like(labels, blank)], dim=1)
@@ -99,8 +99,8 @@ def make_layout(
 
     Args:
         logits: (B, T, U+1, V).
-        labels: (B, U) ids; those past ``label_lengths`` may hold anything (say -1).
-            A label equal to ``blank`` is not refused, but has no meaning.
+        labels: (B, U) ids; anything past ``label_lengths``, for example -1.
+            A label equal to ``blank`` is accepted, but has no meaning.
         logit_lengths: (B,) encoder frames.
         label_lengths: (B,) labels.
         blank: class of blank.
@@ -130,7 +130,7 @@ def make_layout(
     labels = labels.masked_fill(~row_emits, blank)
     if ((labels < 0) | (labels >= classes)).any():
         raise ValueError(
-            f"labels: ids must lie in 0..{classes - 1}, the classes of logits; found "
+            f"labels: ids must be in 0..{classes - 1}, the classes of logits; found "
             f"{int(labels.min())}..{int(labels.max())}"
         )
     in_time = length_mask(num_frames, frames).unsqueeze(2)

@@ -15,7 +15,7 @@ def trace(
     """Paths from the rows that they visit.
 
     Args:
-        rows: (B, n, N) row u of each node; n paths an utterance.
+        rows: (B, n, N) row u of each node; n paths per utterance.
         layout: of the lattices.
         topology: "regular" or "modified".
         blank: (B, T, U+1) scores of the arcs.

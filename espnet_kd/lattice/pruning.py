@@ -20,7 +20,7 @@ def prune_ranges(
     """Rows to keep at each frame: a window of the rows that are visited most.
 
     The windows make a band (Kuang et al. 2022, "Pruned RNN-T", section 3.2): the first
-    one starts at row 0, the last one of an utterance holds row U_b, none lies outside
+    one starts at row 0, the last one of an utterance holds row U_b, and none leaves
     0..U. A start is never below the one before and at most S - 1 rows above it (in the
     modified topology one row), so that alignments stay inside. No gradient.
 
@@ -33,8 +33,8 @@ def prune_ranges(
         backend: "k2", "torch", or None for k2 where it is installed, else torch.
 
     Returns:
-        ranges (B, T, S) int64, for `total_score` and its like. S = min(width, U+1);
-        more where the windows of the shortest utterances could else not climb to U_b,
+        ranges (B, T, S) int64, for `total_score` and the others. S = min(width, U+1);
+        more where the windows of the shortest utterances could otherwise not reach U_b,
         in the regular topology ceil(U_b / T_b) + 1.
 
     Raises:

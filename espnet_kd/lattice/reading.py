@@ -23,38 +23,38 @@ from espnet_kd.lattice.masks import LOG_ZERO
 from espnet_kd.lattice.nodes import Nodes
 from espnet_kd.lattice.rows import FactoredRows, RowReader, full_precision, reader_of
 
-# The working memory of a chunk in numbers, and its nodes at most. Larger ones make a
-# CPU no faster; a GPU wants larger matrix products.
+# The working memory of a chunk in numbers, and its most nodes. Larger chunks do not
+# speed up a CPU; a GPU needs larger matrix products.
 CHUNK = {"cpu": 2**23, "cuda": 2**26}
 NODES = {"cpu": 2**10, "cuda": 2**18}
 
 
 class Divergence(Protocol):
-    """How far a posterior p of the lattice is from a target q: `losses.divergences`."""
+    """Divergence of a lattice's posterior p from a target q: `losses.divergences`."""
 
     def formula(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """(n, V) log-probabilities >= `LOG_ZERO` twice -> (n,)."""
+        """Two (n, V) log-probabilities >= `LOG_ZERO` -> (n,)."""
 
     def gradient(self, log_q: Tensor, logits: Tensor) -> Tensor:
-        """Of its value by (n, V) logits of p, which are left as they are."""
+        """Of its value by the (n, V) logits of p, which are not modified."""
 
 
 class Target(NamedTuple):
-    """A posterior over all classes with which nodes are compared."""
+    """A posterior over all classes, to be compared with that of nodes."""
 
     log_probs: Callable[[Nodes], Tensor]  # of n nodes, (n, V)
     temperature: float  # divides the logits that are compared with it
     divergence: Divergence
 
     def scaled(self, logits: Tensor) -> Tensor:
-        """Logits at the temperature; themselves where that is 1."""
+        """Logits at the temperature; unchanged where that is 1."""
         return logits if self.temperature == 1 else logits / self.temperature
 
 
 class Reading(NamedTuple):
     """What was read of N nodes."""
 
-    scores: Tensor  # (N, K) logits of the kept classes, up to a constant a node
+    scores: Tensor  # (N, K) logits of the kept classes, up to a constant per node
     rest: Tensor  # (N, R) logsumexp(logits / temperature) of all others, same constant
     divergence: Tensor  # (N, D) from each target, at its temperature
 
@@ -85,8 +85,8 @@ def read_nodes(
 
     Args:
         logits: (B, T, U+1, V), dense or factored.
-        nodes: N nodes; a node may be named twice.
-        ids: (N, K) classes to keep; a class may be named twice in a row.
+        nodes: N nodes; a node may occur twice.
+        ids: (N, K) classes to keep; a class may occur twice in a row.
         temperatures: for which the rest is summed.
         targets: posteriors to compare with.
         tolerance: the backward pass leaves out nodes whose largest gradient is below
@@ -102,7 +102,7 @@ def read_nodes(
 
 
 class _Request(NamedTuple):
-    """What is asked of the nodes; none of it is a tensor that autograd should know."""
+    """What to read at the nodes; holds no tensor that autograd must see."""
 
     temperatures: Sequence[float]
     targets: Sequence[Target]
@@ -113,7 +113,7 @@ class _Request(NamedTuple):
         return chunks(nodes, reader.width * max(1, copies), nodes.row.device)
 
     def is_fused(self, reader: RowReader, ids: Tensor) -> bool:
-        """Whether the kernels for CUDA do what is asked; torch does everything."""
+        """Whether the CUDA kernels serve the request; torch serves any."""
         return (
             isinstance(reader, FactoredRows)
             and not self.targets
@@ -198,7 +198,7 @@ def _rows(tensors: Sequence[Tensor], index: slice | Tensor) -> tuple[Tensor, ...
 def _read_fused(
     reader: FactoredRows, request: _Request, nodes: Nodes, ids: Tensor, out: Reading
 ) -> None:
-    """All nodes, without a logit in memory."""
+    """All nodes, without logits in memory."""
     for part, some in chunks(nodes, 2 * reader.joint, ids.device):
         out.scores[part], out.rest[part, 0] = triton_kernels.linear_scores(
             reader.hidden(some),
@@ -259,7 +259,7 @@ def _gradient(
         sums = share if sums is None else sums.add_(share)
     if sums is None:
         sums = logits.zero_()
-    # Kept classes are not part of the rest; one that occurs twice takes both.
+    # Kept classes are not part of the rest; one that occurs twice gets both.
     sums.scatter_(1, ids, 0.0).scatter_add_(1, ids, gradients.scores)
     for part in parts:
         sums.add_(part)

@@ -1,4 +1,4 @@
-"""The logits of some nodes of a lattice at a time, and the way back of their gradients.
+"""Reads the logits of some nodes of a lattice at a time, and collects their gradients.
 
 A dense lattice gives its rows as they are; a factored one computes them.
 """
@@ -26,7 +26,7 @@ class DenseRows:
         self.has_tf32 = False
 
     def release(self) -> None:
-        """There is nothing to give up."""
+        """Nothing to free."""
 
     def read(self, nodes: Nodes) -> Tensor:
         """Logits (n, V) that the caller may overwrite."""
@@ -93,11 +93,11 @@ class FactoredRows:
     wants_gradient = False
 
     def release(self) -> None:
-        """Give up the memory of the chunk."""
+        """Free the memory of the chunk."""
         self.buffer = self.weight.new_empty(0)
 
     def read(self, nodes: Nodes) -> Tensor:
-        """Logits (n, V) that the caller may overwrite, and the next call does."""
+        """Logits (n, V), which the caller may and the next call does overwrite."""
         hidden = self.hidden(nodes)
         size = len(hidden) * len(self.weight)
         if self.buffer.numel() < size:
@@ -144,9 +144,9 @@ def reader_of(logits: Logits) -> RowReader:
 
 
 def tf32_setting() -> tuple[str, bool | str]:
-    """What of torch.backends.cuda.matmul allows TF32 products, and by which value.
+    """The attribute of torch.backends.cuda.matmul that enables TF32, and its value.
 
-    torch 2.9 has another name for it, and does not want both to be used.
+    torch 2.9 renamed it, and refuses a mix of both names.
     """
     try:
         _ = torch.backends.cuda.matmul.fp32_precision
@@ -157,7 +157,7 @@ def tf32_setting() -> tuple[str, bool | str]:
 
 @contextmanager
 def full_precision(reader: RowReader, device: torch.device) -> Iterator[None]:
-    """No autocast; TF32 products where the reader takes them."""
+    """No autocast; TF32 products where the reader uses them."""
     name, tf32 = tf32_setting()
     before = getattr(torch.backends.cuda.matmul, name)
     with torch.autocast(device.type, enabled=False):

@@ -2,8 +2,8 @@
 
 The lattices are walked diagonal by diagonal (`diagonals`); on a GPU the number of
 diagonals is what costs. All scores here are float64: the sums run over hundreds of
-steps, and they are small beside the logits. An arc of score -inf does not exist, its
-use is exactly zero.
+steps, and they are small next to the logits. An arc of score -inf does not exist; its
+posterior is exactly zero.
 
 Shapes: B utterances, T encoder frames, U labels, D diagonals (T + U, or T).
 """
@@ -22,10 +22,10 @@ def forward_backward(
     symbols: Tensor,
     topology: str = "regular",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Total score of each lattice and how often each arc is used.
+    """Total score of each lattice and posterior of each arc.
 
-    Read from its end, a lattice is a lattice. So both halves are walked at once, as a
-    batch of 2 B and in half the steps: to the diagonal where they meet, and back again.
+    A lattice read backwards is a lattice too. So both halves are walked at once, as a
+    batch of 2 B in half the steps: to the diagonal where they meet, and back again.
 
     Args:
         blank: (B, T, U+1) float64 arc scores, -inf where there is no arc.
@@ -107,7 +107,7 @@ def nbest_rows(
 ) -> tuple[Tensor, Tensor]:
     """Rows of the n best alignments, best first; the first is that of `viterbi_rows`.
 
-    Every node keeps its n best ways, each with the row and the rank where it came from.
+    Each node keeps its n best ways, each with the row and the rank it came from.
 
     Args: as `forward_backward`; ``n`` >= 1.
 
@@ -124,7 +124,7 @@ def nbest_rows(
     for arcs, order in zip(ways.unbind(0), rank.unbind(0)):
         by_blank = scores[:, 1:] + arcs[:, BLANK]
         by_label = scores[:, :-1] + arcs[:, LABEL]
-        # stable, for a tie goes to blank as in `viterbi_rows`
+        # stable, because a tie goes to blank as in `viterbi_rows`
         best, index = torch.cat([by_blank, by_label], dim=2).sort(
             dim=2, descending=True, stable=True
         )
@@ -183,9 +183,9 @@ def window_ranges(
     """Rows of a window at each frame that holds most of the posterior.
 
     A window may start up to ``width - 1`` rows above the one before, in the modified
-    topology one row: some alignment then stays inside. Where the best windows do not
-    keep to that, or go back, starts are lowered, then raised, as little as they must
-    be. As k2's get_rnnt_prune_ranges (Kuang et al. 2022, section 3.2).
+    topology one row: some alignment then stays inside. Where the best windows break
+    this rule, or move back, starts are lowered, then raised, as little as possible.
+    As k2's get_rnnt_prune_ranges (Kuang et al. 2022, section 3.2).
 
     Args:
         blank_use: (B, T, U+1) posteriors of the arcs, by `forward_backward`.

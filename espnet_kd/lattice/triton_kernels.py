@@ -2,13 +2,13 @@
 
 The forward pass of a node needs few numbers of its V logits: those of the K classes
 that a loss names (blank and the next label, or a teacher's best), and the log-sum-exp
-of all the others. `linear_scores` makes them from the hidden layer and never writes a
-logit (the idea: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models",
-2024). The rest is summed as it stands, not taken as one minus the kept classes: a
+of all the others. `linear_scores` computes them from the hidden layer and never writes
+a logit (the idea: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language
+Models", 2024). The rest is summed directly, not as one minus the kept classes: the
 difference would cancel. `rest_gradient_` is the backward pass of a chunk whose logits
-were made again: it turns them into their gradient where they lie.
+were recomputed: it turns them into their gradient in place.
 
-torch is the oracle of both, and the fallback wherever `usable` says no. Under
+torch is the oracle of both, and the fallback wherever `usable` is False. Under
 TRITON_INTERPRET=1 (set before Triton is imported) both run on CPU tensors, slowly.
 """
 
@@ -32,13 +32,13 @@ except Exception:  # absent, or an installation that breaks while it is imported
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# A kept class costs each tile of logits a few operations a row, in the shadow of the
-# matrix product while they are few.
+# Each kept class costs a tile of logits a few operations per row; while classes are
+# few, the matrix product hides them.
 MAX_KEPT = 32
 
 
 def usable(device: torch.device, dtype: torch.dtype, kept: int) -> bool:
-    """Whether both kernels run on `device` for `dtype` and `kept` classes a node.
+    """Whether both kernels run on `device` for `dtype` and `kept` classes per node.
 
     That is: Triton 3, a CUDA device of compute capability 8.0 on which a kernel can be
     built (Triton needs a C compiler), bfloat16, float16, or float32 that is multiplied
@@ -90,7 +90,7 @@ def linear_scores(
         hidden: (n,J) rows of the joint network's hidden layer.
         weight: (V,J), of the dtype of `hidden`.
         bias: (V,) of any dtype, or None.
-        ids: (n,K) int64 in [0,V); a class may stand several times in a row.
+        ids: (n,K) int64 in [0,V); a class may occur several times in a row.
         inverse_temperature: > 0; scales the logits of the rest only.
 
     Returns:
@@ -113,7 +113,7 @@ def linear_scores(
         return scores, rest
     if INTERPRETED:  # its dot product takes bfloat16 for integers
         hidden, weight = hidden.float(), weight.float()
-    # 128 bytes are what one row of Hopper's swizzled shared memory holds.
+    # A row of Hopper's swizzled shared memory holds 128 bytes.
     block_j = 16 if INTERPRETED else 128 // hidden.element_size()
     with torch.cuda.device_of(hidden):
         _scores_kernel[(triton.cdiv(n * kept, 32),)](
@@ -177,14 +177,14 @@ def _rest_configs() -> list:
     """Tiles to try, once for each (V, J, K, dtypes).
 
     A tile of 128 x 256 reads the fewest bytes of L2. Two programs of 128 x 128 fit a
-    multiprocessor at 128 registers a thread: one's exponentials run under the other's
+    multiprocessor at 128 registers per thread: one's exponentials run under the other's
     matrix product.
     """
     if INTERPRETED:
         return [triton.Config({"BLOCK_N": 16, "BLOCK_V": 32})]
     # nodes, classes, warps, stages of the pipeline, most registers of a thread
     tiles = [(128, 256, 8, 3, None), (128, 256, 8, 4, None), (128, 128, 8, 3, 128)]
-    # float32 without TF32 wants more registers; small GPUs have less shared memory.
+    # float32 without TF32 needs more registers; small GPUs have less shared memory.
     tiles += [(128, 128, 8, 3, None), (64, 64, 4, 3, None)]
     return [
         triton.Config(

@@ -4,8 +4,8 @@
     TopK         the teacher's k best classes, renormalised, or with the rest as one
     Collapsed    {next label, blank, rest} of a lattice node
 
-A class set asks the teacher its question about some nodes, and tells what has to be
-read of the student there: all classes (`AllClasses`), or a few and the rest
+A class set queries the teacher at some nodes, and returns what must be read from the
+student there: all classes (`AllClasses`), or a few and the rest
 (`KeptClasses`), which is much cheaper on a lattice. It serves every kind of nodes and
 every divergence. A new one is a class here and a line in `CLASSES`.
 """
@@ -50,7 +50,7 @@ class KeptClasses(NamedTuple):
 
     ids: Tensor  # (N, K); a class that occurs twice in a row counts once
     # The student's log-probabilities (N, K+1), the rest last -> those of the teacher
-    # and of the student over the same classes, (N, C) twice
+    # and of the student over the same classes, both (N, C)
     pair: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -63,12 +63,12 @@ class ClassSet(ABC):
 
     @property
     def leaves_classes_out(self) -> bool:
-        """Whether the teacher is made to give classes no mass that the student has."""
+        """Whether classes that the student has get no mass from the teacher."""
         return False
 
     @abstractmethod
     def ask(self, teacher: Teacher, about: Question) -> Answer:
-        """Ask the teacher about nodes."""
+        """Query the teacher at nodes."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class TopK(ClassSet):
     """The teacher's best classes (Z. Yang 2019).
 
     Attributes:
-        k: classes, blank among them where the nodes have one; at most V are taken. What
-            was stored of a teacher has the classes that it has.
+        k: classes, blank among them where the nodes have one; at most V are taken.
+            Stored targets keep their own classes.
         tail: "bucket" makes the others one class on both sides, "renormalize" divides
             the k probabilities of the teacher by their sum.
 
@@ -125,7 +125,7 @@ class Collapsed(ClassSet):
     def ask(self, teacher: Teacher, about: Question) -> KeptClasses:
         log_q = teacher.collapsed(about.nodes, about.arcs, about.temperature)
         has_blank = torch.ones_like(about.emits)
-        # of two classes none is left beside a label and blank
+        # with two classes nothing is left beside label and blank
         has_rest = ~about.emits if about.num_classes == 2 else has_blank
         absent = ~torch.stack([about.emits, has_blank, has_rest], dim=1)
         log_q = log_q.masked_fill(absent, LOG_ZERO)
@@ -142,10 +142,10 @@ CLASSES: dict[str, type[ClassSet]] = {
 
 
 def class_set(classes: str | ClassSet, **options) -> ClassSet:
-    """A class set by its name; one that is not named is returned as it is.
+    """The class set of this name; a `ClassSet` is returned unchanged.
 
     Args:
-        options: of all class sets; each takes those that it has.
+        options: of all class sets; each takes its own.
 
     Raises:
         ValueError: the name is unknown, or an option of the class set does not fit.

@@ -1,6 +1,6 @@
-"""KL of nodes whose logits (..., V) are at hand, one value a node.
+"""KL at nodes with dense logits (..., V), one value per node.
 
-For losses of one's own: `reduce_nodes(full_kl(student, teacher), valid)`.
+For your own losses: `reduce_nodes(full_kl(student, teacher), valid)`.
 """
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from espnet_kd.losses.topk import TAILS, with_tail
 
 
 def full_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL over all classes, times temperature**2. (..., V) logits twice -> (...)."""
+    """KL over all classes, times temperature**2. Two (..., V) logits -> (...)."""
     check_same_shape("teacher", teacher, "student", student)
     log_q, log_p = (soften(z, temperature) for z in (teacher.detach(), student))
     return DIVERGENCES["kl"](log_q, log_p) * temperature**2
@@ -51,7 +51,7 @@ def topk_kl(
         )
     if topk_ids.shape[-1] > student.shape[-1]:
         raise ValueError(
-            f"topk_ids: {topk_ids.shape[-1]} classes a node, the student has "
+            f"topk_ids: {topk_ids.shape[-1]} classes per node, but the student has "
             f"{student.shape[-1]}"
         )
     log_p = collapse(soften(student, temperature), topk_ids.long())

@@ -32,9 +32,9 @@ class Divergence(ABC):
 
     @abstractmethod
     def formula(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """(..., K) log-probabilities, finite and >= `LOG_ZERO`, twice -> (...).
+        """Two (..., K) log-probabilities, finite and >= `LOG_ZERO` -> (...).
 
-        The K classes are disjoint and all that there are; some may have no mass.
+        The K classes are disjoint and complete; some may have no mass.
         """
 
     def __call__(self, log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ class Divergence(ABC):
     def gradient(self, log_q: Tensor, logits: Tensor) -> Tensor:
         """Gradient (..., V) of the value by the student's logits, p = softmax(logits).
 
-        By autograd; a divergence with a cheaper way overrides it. Neither argument is
-        changed.
+        By autograd; a divergence with a cheaper formula overrides it. Neither argument
+        is changed.
         """
         with torch.enable_grad():
             logits = logits.detach().requires_grad_()
@@ -90,7 +90,8 @@ class ReverseKL(Divergence):
 class JSD(Divergence):
     """Jensen-Shannon: KL(q || m) / 2 + KL(p || m) / 2 with m = (p + q) / 2.
 
-    Symmetric in p and q, at most log 2, and finite whatever has no mass (Lin 1991).
+    Symmetric in p and q, at most log 2, and finite even without mass in a class (Lin
+    1991).
     """
 
     def formula(self, log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ DIVERGENCES: dict[str, Divergence] = {
 
 
 def divergence_of(divergence: str | Divergence) -> Divergence:
-    """A divergence by its name; one that is not named is returned as it is.
+    """The divergence of this name; a `Divergence` is returned unchanged.
 
     Raises:
         ValueError: the name is unknown.

@@ -19,20 +19,20 @@ def ensemble_logits(
 
         softmax(z / temperature) = sum_m w_m softmax(z_m / temperature)
 
-    as in Z. Yang 2019, so that a loss with this temperature takes an ensemble for one
+    as in Z. Yang 2019, so that a loss with this temperature treats an ensemble as one
     teacher.
 
     Args:
         logits: (..., V) of each teacher, all of one shape.
-        weights: one a teacher, >= 0; divided by their sum.
+        weights: one per teacher, >= 0; divided by their sum.
         temperature: that of the loss.
 
     Returns:
         (..., V) float32 or float64, finite; a single teacher's logits unchanged.
 
     Raises:
-        ValueError: no teacher, other shapes, or weights that are not one a teacher,
-            negative, NaN, or all zero.
+        ValueError: no teacher, different shapes, or weights that are not one per
+            teacher, negative, NaN, or all zero.
     """
     if not logits or len(logits) != len(weights):
         raise ValueError(

@@ -31,8 +31,8 @@ def essence_kd(
         topk_ids: (B, L, K) distinct classes.
         lengths: (B,) frames or tokens.
         tail: "renormalize" divides the K probabilities by their sum; "bucket" keeps
-            them as stored and adds one class with what they leave of 1, nothing where
-            rounding took their sum above 1; they are divided by it there
+            them as stored and adds one class with the remaining mass; where rounding
+            took their sum above 1, they are divided by it and that class is empty
             (`topk.with_tail`).
         temperature: divides the student's logits only; the loss is multiplied by its
             square.
@@ -57,7 +57,7 @@ def essence_kd(
     kept, classes = topk_ids.shape[2], student_logits.shape[2]
     if not 1 <= kept <= classes:
         raise ValueError(
-            f"topk_ids: {kept} classes a node, expected 1 to {classes}, those of "
+            f"topk_ids: {kept} classes per node, expected 1 to {classes}, those of "
             "student_logits"
         )
     sums = steps_kd(

@@ -50,7 +50,7 @@ def posterior_weights(scores: Tensor, scale: float, lengths: Tensor) -> Tensor:
     """softmax(scale * score) over the hypotheses of each utterance.
 
     Args:
-        scores: (B, K) log-scores by the teacher, anything in the padding.
+        scores: (B, K) log-scores of the teacher, anything in the padding.
         scale: 0 is uniform, 1 the teacher's posterior restricted to its n-best list.
         lengths: (B,) hypotheses of each utterance.
 
@@ -96,7 +96,7 @@ def full_sum_kd(
         student_scores: (B, K) log P(y) by the student.
         teacher_scores: (B, K) by the teacher, which gets no gradient.
         lengths: (B,) hypotheses of each utterance; the padding may hold anything. A
-            hypothesis that a side cannot make (-inf) is left out.
+            hypothesis that one side cannot produce (-inf) is left out.
         distance: "l1", "l2", or the name of a divergence.
         temperature: of a divergence; for "l1" and "l2" 1.
         reduction: "none" gives (B,); "batch" their sum / B; "node" for a divergence the
@@ -111,7 +111,7 @@ def full_sum_kd(
     student, teacher = upcast(student_scores), upcast(teacher_scores.detach())
     valid = length_mask(lengths, most)
     valid = valid & (student != -torch.inf) & (teacher != -torch.inf)
-    # Masked before anything is computed: the padding then meets no gradient either.
+    # Masked first, so that padding does not affect the gradient either.
     student, teacher = (x.masked_fill(~valid, 0) for x in (student, teacher))
     if distance in DIVERGENCES:
         log_q, log_p = (

@@ -36,7 +36,7 @@ class LatticeTerm:
     """One KD loss on nodes of the student's lattice.
 
     Attributes:
-        teacher: knows what the nodes should be.
+        teacher: answers about the nodes.
         nodes: (B, T, U+1) bool, nodes of the student that are compared.
         classes: `Full()`, `TopK(k, tail)`, `Collapsed()`, or a name.
         divergence: "kl", "reverse_kl", "jsd", or a `Divergence`.
@@ -145,7 +145,7 @@ def windowed_losses(
         others: as `lattice_losses`.
 
     Returns:
-        (B,) and (); a node that no shift leaves inside of the student's frames is left
+        (B,) and (); a node that every shift moves outside the student's frames is left
         out.
     """
     nodes = Nodes.where(term.nodes)
@@ -202,7 +202,7 @@ def _compare(
     with_arcs: bool,
     tolerance: float,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Read nodes of the student once, and compare them as each term asks.
+    """Read nodes of the student once, and compare them as each term requires.
 
     Returns:
         (N, 3) log-probabilities of {label, blank, rest}, or None; the value (N,) of
@@ -272,7 +272,7 @@ class _Kept:
         )
 
     def log_probs(self, ids: Tensor, temperature: float) -> Tensor:
-        """(N, K+1) of classes that were asked for, the rest last."""
+        """(N, K+1) of requested classes, the rest last."""
         before = 0
         for each in self.ids:
             if each is ids:

@@ -29,8 +29,7 @@ def collapse(log_probs: Tensor, ids: Tensor) -> Tensor:
 
     Args:
         log_probs: (..., V).
-        ids: (..., K) classes to keep; one that occurs twice is left out of the rest
-            once.
+        ids: (..., K) classes to keep; a repeated one counts once.
 
     Returns:
         (..., K+1), the rest last; about `LOG_ZERO` where no class is left.

@@ -18,7 +18,7 @@ def reduce_nodes(losses: Tensor, valid: Tensor, reduction: str = "batch") -> Ten
     """Sum node losses.
 
     Args:
-        losses: (B, ...) one value a node.
+        losses: (B, ...) one value per node.
         valid: (B, ...) bool, nodes that count.
         reduction: "batch" sum over nodes / B, "node" mean over the valid nodes of the
             batch (0 where there is none), "none" (B,) sums over nodes.
@@ -32,7 +32,7 @@ def reduce_nodes(losses: Tensor, valid: Tensor, reduction: str = "batch") -> Ten
 
 
 def reduce_sums(sums: Tensor, valid: Tensor, reduction: str) -> Tensor:
-    """`reduce_nodes` of what is summed over the nodes of each utterance already, (B,).
+    """`reduce_nodes` of sums over the nodes of each utterance, (B,).
 
     Raises:
         ValueError: the reduction is unknown.

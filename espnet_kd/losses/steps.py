@@ -1,7 +1,7 @@
 """KD on steps: CTC frames or tokens of an attention decoder, (B, L, V).
 
 A sequence of steps is a lattice without labels, so that every class set and every
-divergence of a lattice serves here too, and is read in chunks as there.
+divergence of a lattice works here too, and is read in chunks as there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from espnet_kd.losses.topk import topk_targets
 
 
 class StepTeacher(Protocol):
-    """What is known of the steps; each raises ValueError where it is not known."""
+    """Answers about steps; each method raises ValueError where it has none."""
 
     def log_probs(self, temperature: float) -> Tensor:
         """Of all classes, (B, L, V)."""
@@ -33,7 +33,7 @@ class StepTeacher(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the k best classes, not renormalised, and their ids.
 
-        (B, L, k) twice; the classes in ``keep`` are always among them.
+        Both (B, L, k); the classes in ``keep`` are always among them.
         """
 
 
@@ -156,8 +156,8 @@ class _Rows:
     def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor:
         if not self.keep:
             raise ValueError(
-                "classes: Collapsed() needs a blank, which these steps have not; use "
-                "Full() or TopK(), or pass the class of blank in keep"
+                "classes: Collapsed() needs a blank, which these steps do not have; "
+                "use Full() or TopK(), or pass the class of blank in keep"
             )
         return collapse(self.log_probs(nodes, temperature), ids)
 

@@ -1,4 +1,4 @@
-"""What a teacher knows of nodes of a transducer lattice.
+"""A teacher's answers about nodes of a transducer lattice.
 
 A teacher answers up to three questions about N nodes, at a temperature:
 
@@ -30,7 +30,7 @@ from espnet_kd.losses.topk import topk_targets
 
 
 class Teacher(Protocol):
-    """Answers about nodes; each raises ValueError where it does not know."""
+    """Answers about nodes; each method raises ValueError where it has none."""
 
     def log_probs(self, nodes: Nodes, temperature: float) -> Tensor: ...
 
@@ -46,7 +46,7 @@ class OnlineTeacher:
 
     Args:
         logits: (B, T, U+1, V) of each model, dense or factored; T may differ.
-        weights: one a model, >= 0; divided by their sum. None: equal.
+        weights: one per model, >= 0; divided by their sum. None: equal.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ def _detached(logits: Logits) -> Logits:
 class StoredLattice(NamedTuple):
     """Log-probabilities that were stored for each node, at temperature 1.
 
-    They answer for {label, blank, rest}; the rest is what the two leave of 1.
+    They answer for {label, blank, rest}; the rest is the remaining mass.
     """
 
     blank: Tensor  # (B, T, U+1)
@@ -172,7 +172,7 @@ class PathTeacher:
         if shapes[0] != shapes[1] or shapes[0][:2] != tuple(path.shape[:2]):
             raise ValueError(
                 f"teacher: stored log_probs and ids of shapes {shapes} do not fit a "
-                f"path of shape {tuple(path.shape)}, expected (B, N, K) twice"
+                f"path of shape {tuple(path.shape)}, expected (B, N, K) for both"
             )
         self.stored = StoredPath(*(x.to(device) for x in stored))
         path = path.to(device)
@@ -200,7 +200,7 @@ class PathTeacher:
 
 
 def as_teacher(teacher: Logits | Teacher) -> Teacher:
-    """A lattice as a teacher that computes; any other teacher as it is."""
+    """A lattice as an `OnlineTeacher`; any other teacher unchanged."""
     if isinstance(teacher, (Tensor, FactoredLogits)):
         return OnlineTeacher([teacher])
     return teacher
@@ -218,10 +218,10 @@ def check_teacher_shape(student: Logits, teacher: object, same_frames: bool) -> 
     given = _frames_of(teacher)
     if given is None:
         return
-    wanted = tuple(student.shape[: max(3, len(given))])
-    is_equal = given == wanted
+    expected = tuple(student.shape[: max(3, len(given))])
+    is_equal = given == expected
     if not same_frames:
-        is_equal = given[:1] + given[2:] == wanted[:1] + wanted[2:]
+        is_equal = given[:1] + given[2:] == expected[:1] + expected[2:]
     if not is_equal:
         raise ValueError(
             f"teacher: shape {given} differs from the shape {tuple(student.shape)} of "

@@ -17,8 +17,8 @@ def topk_targets(
 ) -> tuple[Tensor, Tensor]:
     """The k most likely classes of a teacher, with some classes always among them.
 
-    Blank has to be kept where the student has one: it would take over the targets of
-    frames from which it was cut.
+    Blank must be kept where the student has one: it would otherwise learn from frames
+    whose targets lack blank.
 
     Args:
         log_probs: (..., V).
@@ -58,9 +58,9 @@ def with_tail(
     gives all other classes no mass. "bucket" adds one class for them on both sides; the
     teacher's mass there is what the K leave of 1. Stored values are rounded (fp16: a
     relative 2**-11 of the log-probability), and so is their sum: below 1 the difference
-    counts as tail, as it cannot be told from it; above 1 the K are divided by their sum
-    and the tail is empty, so that the targets are a distribution. Where all V classes
-    are stored there is no tail, and the values are divided by their sum.
+    counts as tail, from which it cannot be distinguished; above 1 the K are divided by
+    their sum and the tail is empty, so that the targets are a distribution. Where all V
+    classes are stored there is no tail, and the values are divided by their sum.
 
     Args:
         log_q: (..., K) as stored; detached. -inf entries have no effect under

@@ -52,8 +52,7 @@ def transducer_kd(
 
     Args:
         student: (B, T, U+1, V) logits, dense or factored.
-        teacher: same, its T may differ; or what was stored of it. Never gets a
-            gradient.
+        teacher: same, its T may differ; or its stored targets. Never gets a gradient.
         labels: (B, U) ids, anything in the padding.
         logit_lengths: (B,) encoder frames of the student.
         label_lengths: (B,) labels.

@@ -41,8 +41,8 @@ def make_student(
 
     Args:
         model: `ESPnetASRModel` or `ESPnetASRTransducerModel`.
-        conf: validated `kd_conf`. Without losses the model only learns to weight its
-            own losses by `kd_weight`.
+        conf: validated `kd_conf`. Without losses the model only weights its own losses
+            by `kd_weight`.
         source: where the teachers' signals come from; None where `conf` needs none.
         sampling_rate: of the audio, Hz.
 
@@ -82,7 +82,7 @@ def _distillation(
     have |= {teacher.name: teacher.nodes for teacher in source.teachers}
     conf = with_known_nodes(conf, have)
     for teacher in source.teachers:
-        # Hidden layers know nothing of tokens.
+        # Hidden layers do not depend on tokens.
         if conf.losses and teacher.token_list is not None:
             check_token_lists(model.token_list, teacher.token_list, teacher.name)
     symbols = SpecialTokens(

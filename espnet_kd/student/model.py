@@ -71,7 +71,7 @@ class Student:
         finally:
             self.recorder.stop()
         if getattr(self, "use_auxiliary_ctc", False) and stats["loss_aux_ctc"] is None:
-            # ESPnet leaves a loss of 0 out, but all ranks need the same statistics.
+            # ESPnet drops a loss of 0, but all ranks need the same statistics.
             stats["loss_aux_ctc"] = torch.full_like(loss, torch.nan)
         if kd is not None:
             loss, stats = self._with_kd(loss, stats, kd, outputs)
@@ -111,7 +111,7 @@ class Student:
         return not kinds.isdisjoint((*TERMS, "sequence"))
 
     def _apply(self, fn, *args, **kwargs):
-        # Teachers are no sub-modules; they follow the student to its device.
+        # Teachers are not submodules; they follow the student to its device.
         if self.distillation is not None:
             self.distillation.source.apply(fn)
         return super()._apply(fn, *args, **kwargs)

@@ -17,7 +17,7 @@ from espnet_kd.lattice.logits import FactoredLogits, Logits
 
 
 class Recorder:
-    """Where the taps of a student write while its forward pass runs.
+    """Holds what the taps of a student record while its forward pass runs.
 
     Args:
         blank: index of blank.
@@ -41,7 +41,7 @@ class Recorder:
 
     @property
     def weights(self) -> Tensor | None:
-        """Of the utterances as targets, (B,)."""
+        """Weights of the utterances as targets, (B,)."""
         return None if self.outputs is None else self.outputs.weights
 
     def transducer_losses(self, lattice: Lattice) -> Tensor:

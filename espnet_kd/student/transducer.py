@@ -118,7 +118,7 @@ class TransducerStudent(Student, ESPnetASRTransducerModel):
             lattice, encoder_out, decoder_out, padding_idx=padding_idx, **options
         )
         pruned = self.recorder.transducer_losses(lattice)
-        # ESPnet's warm-up: the simple loss alone can tell at first where to look.
+        # ESPnet's warm-up: the simple loss, which chooses the band, comes first.
         simple_scale = 1 - warm * (1 - simple_loss_scaling)
         return simple_scale * simple + (0.1 + 0.9 * warm) * pruned
 

@@ -62,7 +62,7 @@ class KDTaskMixin:
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
-        """The stock one, which takes all that `--init_param` names."""
+        """The stock one, which loads every weight that `--init_param` names."""
         with whole_init_params(_refusing()(load_init_param)):
             super().main_worker(args)
 
@@ -105,7 +105,7 @@ class KDTaskMixin:
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
-        """The stock ones; a student's tells it how many updates it got, and prunes."""
+        """The stock ones; a student's also counts its updates and prunes it."""
         optimizers = super().build_optimizers(args, model)
         if isinstance(model, Student):
             pruning = parse_kd_conf(args.kd_conf or {}).pruning
@@ -146,7 +146,7 @@ def _check_options(args: argparse.Namespace, conf: KDConf) -> None:
 
 
 def _check_parallel(args: argparse.Namespace, conf: KDConf) -> None:
-    """Refuse ways of training on several GPUs that KD or pruning cannot go."""
+    """Refuse multi-GPU training that KD or pruning does not support."""
     for name in ("sharded_ddp", "use_deepspeed"):
         if conf.pruning is not None and getattr(args, name, False):
             raise ValueError(
@@ -163,12 +163,12 @@ def _check_parallel(args: argparse.Namespace, conf: KDConf) -> None:
     if compares_hypotheses and getattr(args, "multiple_iterator", False):
         raise ValueError(
             "kd_conf.losses: nodes: sequence compares the hypotheses of an utterance, "
-            "which a split set tears apart; leave --num_splits_asr at 1"
+            "which a split set separates; set --num_splits_asr 1"
         )
     if compares_hypotheses and torch.distributed.is_initialized():
         raise ValueError(
             "kd_conf.losses: nodes: sequence compares hypotheses of a batch, which "
-            "ESPnet deals out to the ranks one by one; train on one GPU, or weight the "
+            "ESPnet distributes over the ranks; train on one GPU, or weight the "
             "hypotheses in the data instead (kd_set --weights posterior)"
         )
 

@@ -65,7 +65,7 @@ def _projections(student: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def follow(student: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimiser tell a student how many updates it got."""
+    """Make an optimiser count the updates of a student."""
     stock = type(optimizer)
     optimizer.__class__ = type(stock.__name__, (KDOptimizer, stock), {})
     optimizer.student = student
@@ -115,7 +115,7 @@ class KDTrainer(Trainer):
     def plot_attention(cls, model, *args, **kwargs) -> None:
         steps = getattr(model, "steps_num", None)
         super().plot_attention(model, *args, **kwargs)
-        if steps is not None:  # passes for the plots are none of training
+        if steps is not None:  # passes for plots are not training
             model.steps_num = steps
 
 

@@ -1,4 +1,4 @@
-"""KD between layers: values by loops, projections that no state_dict shows."""
+"""KD between layers: values by loops, projections that no state_dict contains."""
 
 import math
 
@@ -91,7 +91,7 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", [TransformerEncoder, ConformerEncoder])
-def test_a_layer_keeps_what_it_made_and_changes_nothing(kind: type):
+def test_a_layer_keeps_its_output_and_changes_nothing(kind: type):
     model, x, lengths = Model(kind), torch.randn(2, 40, 8), torch.tensor([40, 30])
     plain = model.encoder(x, lengths)[0]
     layer = Layer(model, "encoder.encoders.1")

@@ -1,4 +1,4 @@
-"""Names of `kd_conf`, which imports no torch, are those that the losses know."""
+"""The names of `kd_conf`, which does not import torch, are those of the losses."""
 
 import dataclasses
 

@@ -46,7 +46,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("case", GROUPS)
-def test_rows_are_found_whatever_stands_in_the_padding(case: str):
+def test_rows_are_found_whatever_the_padding_holds(case: str):
     speech, lengths, padding = batch_of(GROUPS[case])
     first, index = distinct_rows(speech, lengths)
     assert (first.tolist(), index.tolist()) == by_loops(speech, lengths)
@@ -75,12 +75,12 @@ def test_one_sample_makes_a_difference():
     assert (first.tolist(), index.tolist()) == ([0, 1, 2], [0, 1, 2, 0])
 
 
-def test_silence_of_other_lengths_is_not_the_same():
+def test_silence_of_different_lengths_differs():
     first, index = distinct_rows(torch.zeros(3, 100), torch.tensor([80, 100, 80]))
     assert (first.tolist(), index.tolist()) == ([0, 1], [0, 1, 0])
 
 
-def test_a_row_with_nan_stands_alone():
+def test_a_row_with_nan_equals_no_other():
     speech = torch.ones(3, 10)
     speech[1:, 4] = torch.nan
     rows = distinct_rows(speech, torch.full((3,), 10))
@@ -121,8 +121,8 @@ def test_lists_of_hypotheses(case: str):
         scores[row][:length].tolist() for row, length in zip(rows, lengths.tolist())
     ]
     expected = [
-        [1.5 * n for n, kind in enumerate(index) if kind == wanted]
-        for wanted in range(max(index) + 1)
+        [1.5 * n for n, kind in enumerate(index) if kind == target]
+        for target in range(max(index) + 1)
     ]
     assert lists == expected
     assert rows.shape == (max(index) + 1, max(len(each) for each in expected))

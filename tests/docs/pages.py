@@ -1,4 +1,4 @@
-"""Fenced blocks of the pages, and the comments above them that say who runs them.
+"""Fenced blocks of the pages, and the comments above them that name who runs them.
 
 <!-- run by: tests/recipes/test_chain.py -->
 <!-- not run: needs a trained teacher -->

@@ -1,4 +1,4 @@
-"""The pages build without a warning, and the API page leaves nothing out."""
+"""The pages build without a warning, and the API page is complete."""
 
 import importlib.util
 import subprocess
@@ -32,5 +32,5 @@ def test_pages_build_without_a_warning(tmp_path):
         and f'id="{losses.__name__}.{name}"' not in page
     ]
     assert not missing, "public, but not in docs/losses_api.md"
-    # What a reader would see of a formula or a docstring that was not understood.
+    # What a formula or docstring that cannot be parsed looks like.
     assert "system-message" not in page

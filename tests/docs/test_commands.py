@@ -1,8 +1,8 @@
-"""Each block of the pages is run, or says who runs it or why nobody does.
+"""Each block of the pages is run, or names what runs it or why it is not run.
 
 Python runs here, page by page from top to bottom. YAML is read by the classes that read
 it in training. A shell block needs a comment above it (`tests.docs.pages`). Whatever
-that says, options are taken by the parsers of the programs themselves.
+its content, the programs' own parsers must accept the options.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_every_block_is_accounted_for(block: Block):
     known = (*SHELL, *PYTHON, *YAML, *SHOWN)
     assert block.language in known or block.language.startswith("{"), block.language
     if block.language in SHELL:
-        assert block.kind, "no comment above it tells who runs it"
+        assert block.kind, "no comment above it names what runs it"
     for name in block.note.split(", ") if block.kind == "run by" else ():
         if name.startswith("make "):
             assert f"\n{name[5:]}:" in (ROOT / "Makefile").read_text()
@@ -77,8 +77,7 @@ def test_options(block: Block, tmp_path: Path, monkeypatch, capsys):
 
 
 def check_recipe(folder: str, words: list[str], tmp_path: Path) -> None:
-    """kd.sh itself takes the options, those of an ESPnet recipe's run.sh too; no stage
-    is run."""
+    """kd.sh itself accepts the options, also of an ESPnet run.sh; no stage is run."""
     ours = ROOT / folder / "run.sh"
     programs = {"kd.sh": ROOT / "egs" / "TEMPLATE" / "asr1" / "kd.sh", "run.sh": ours}
     for name, program in programs.items():
@@ -97,7 +96,7 @@ def check_recipe(folder: str, words: list[str], tmp_path: Path) -> None:
 
 
 def check_module(module: str, options: list[str], capsys) -> None:
-    """The parser of a module of ours takes the options."""
+    """The parser of one of our modules accepts the options."""
     if module.split(".")[0] not in ("espnet_kd", "benchmarks"):
         return
     get_parser = getattr(importlib.import_module(module), "get_parser", None)
@@ -118,13 +117,13 @@ def check_module(module: str, options: list[str], capsys) -> None:
 @functools.cache
 def help_of(module: str) -> str:
     """What `python -m module --help` prints."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", [module, "--help"])
         patch.delitem(sys.modules, module, raising=False)  # runpy warns of it
         with pytest.raises(SystemExit):
             runpy.run_module(module, run_name="__main__")
-    return said.getvalue()
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -144,7 +143,7 @@ def test_python(page: Path, tmp_path: Path, monkeypatch):
     for block in blocks_of(page):
         if block.language in PYTHON and block.kind != "run by":
             tree = ast.parse(block.text)
-            if block.kind == "not run":  # what it imports must be there all the same
+            if block.kind == "not run":  # what it imports must still exist
                 imports = (ast.Import, ast.ImportFrom)
                 tree.body = [node for node in tree.body if isinstance(node, imports)]
             # Errors and assertions name the line of the page.

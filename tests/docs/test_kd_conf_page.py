@@ -1,4 +1,4 @@
-"""docs/kd_conf.md is what the fields of `kd_conf` render, and --help shows the same."""
+"""docs/kd_conf.md is rendered from the fields of `kd_conf`, as --help is."""
 
 import importlib
 import subprocess

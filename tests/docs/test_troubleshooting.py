@@ -1,4 +1,4 @@
-"""Every message that docs/troubleshooting.md shows is one that the code can give."""
+"""Every message in docs/troubleshooting.md is one that the code can print."""
 
 import ast
 import re
@@ -36,7 +36,7 @@ def strings() -> list[str]:
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_message(message: str, strings: list[str]):
-    """Its parts between `...` stand in one string, in their order."""
+    """Its parts between `...` occur in one string, in their order."""
     parts = [re.escape(part.strip()) for part in message.split("...") if part.strip()]
     assert any(re.search(".*".join(parts), s, re.DOTALL) for s in strings)
 

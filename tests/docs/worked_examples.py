@@ -56,7 +56,7 @@ class WorkedExample:
 
 
 def change(root: Path, diff: str) -> None:
-    """Make the changes of a diff; the lines of each must stand once in the file."""
+    """Make the changes of a diff; the lines of each must occur once in the file."""
     head, *hunks = re.split("^@@\n", diff, flags=re.MULTILINE)
     path = root / head.split()[1]
     text = path.read_text()
@@ -66,6 +66,8 @@ def change(root: Path, diff: str) -> None:
             "".join(line[1:] + "\n" for line in lines if line[:1] in (" ", sign))
             for sign in "-+"
         )
-        assert text.count(old) == 1, f"{path.name} has not once:\n{old}"
+        assert (
+            text.count(old) == 1
+        ), f"{path.name} does not contain exactly once:\n{old}"
         text = text.replace(old, new)
     path.write_text(text)

@@ -18,7 +18,7 @@ TOPOLOGIES = ("regular", "modified")
 class Alignment(NamedTuple):
     score: float
     nodes: tuple[tuple[int, int], ...]
-    emits: tuple[bool, ...]  # of each node: left by its label
+    emits: tuple[bool, ...]  # for each node: left by its label
 
     @property
     def rows(self) -> list[int]:
@@ -60,7 +60,7 @@ def posteriors(paths: list[Alignment]) -> tuple[float, list[float]]:
 
 
 def uses(paths: list[Alignment], frames: int, rows: int) -> Tensor:
-    """(2, T, U+1): how often an alignment leaves a node by blank, by label."""
+    """(2, T, U+1): how often an alignment leaves a node by blank or by label."""
     use = torch.zeros(2, frames, rows, dtype=torch.float64)
     for path, share in zip(paths, posteriors(paths)[1], strict=True):
         for (t, u), emits in zip(path.nodes, path.emits, strict=True):
@@ -71,7 +71,7 @@ def uses(paths: list[Alignment], frames: int, rows: int) -> Tensor:
 class Lattices(NamedTuple):
     """A ragged batch of arc scores, the arguments of the backends."""
 
-    blank: Tensor  # (B, T, U+1) float64, -inf where no arc is
+    blank: Tensor  # (B, T, U+1) float64, -inf where there is no arc
     label: Tensor
     frames: Tensor
     symbols: Tensor
@@ -97,7 +97,7 @@ def random_lattices(
 
     Args:
         scale: of the scores, which are normal.
-        missing: probability of an arc to be taken out.
+        missing: probability that an arc is removed.
         levels: scores are integers in 0..levels-1, so that many alignments tie.
     """
     generator = torch.Generator().manual_seed(seed)

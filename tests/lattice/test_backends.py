@@ -1,4 +1,4 @@
-"""The two backends agree with each other, and their results hang together."""
+"""The two backends agree with each other, and their results are consistent."""
 
 import itertools
 
@@ -56,7 +56,7 @@ def test_k2_agrees_with_torch(shape, dtype):
 
 @needs_k2
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_ties_are_broken_alike(levels):
+def test_ties_are_broken_the_same_way(levels):
     logits, *rest = make_batch(5, 7, 4, 6, dtype=torch.float32)
     logits = logits.round().clamp(0, levels - 1)
     k2, ours = (best_path(logits, *rest, backend=b)[0] for b in ("k2", "torch"))
@@ -229,5 +229,5 @@ def test_refusals_name_the_argument():
 
 @pytest.mark.skipif(has_k2(), reason="k2 is installed")
 def test_k2_is_refused_where_it_is_absent():
-    with pytest.raises(ImportError, match="'k2' was asked for.*backend='torch'"):
+    with pytest.raises(ImportError, match="'k2' was requested.*backend='torch'"):
         total_score(*make_batch(2, 3, 2, 4), backend="k2")

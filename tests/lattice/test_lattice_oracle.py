@@ -73,10 +73,10 @@ def expected_grad(batch, upstream, logits=None):
     return grad
 
 
-def assert_near(actual, wanted, dtype=torch.float64):
+def assert_near(actual, target, dtype=torch.float64):
     rtol, atol = TOLERANCE[dtype]
     actual = np.asarray(actual.detach().double())
-    np.testing.assert_allclose(actual, wanted, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(actual, target, rtol=rtol, atol=atol)
 
 
 def assert_valid_path(path, frames, labels):
@@ -156,13 +156,13 @@ def test_transducer_loss_value_and_gradient(case, reduction, backend):
         logits, *rest, blank=batch.blank, reduction=reduction, backend=backend
     )
     scores = [one[0] for one in expected(batch, oracles.sweep_lattice)]
-    wanted = -np.array(scores)
+    target = -np.array(scores)
     share = 1.0
     if reduction != "none":
         share = {"sum": 1.0, "mean": 1.0 / case[0]}[reduction]
-        wanted = share * wanted.sum()
-    assert loss.shape == np.shape(wanted)
-    assert_near(loss, wanted)
+        target = share * target.sum()
+    assert loss.shape == np.shape(target)
+    assert_near(loss, target)
     loss.sum().backward()
     assert_near(logits.grad, expected_grad(batch, np.full(case[0], -share)))
 
@@ -192,13 +192,13 @@ def test_occupancy(case, dtype, backend):
     batch = random_lattices(5, *case, dtype=np.float32)
     reference = oracles.enumerate_lattice if case in TINY else oracles.sweep_lattice
     actual = occupancy(*tensors(batch, dtype), blank=batch.blank, backend=backend)
-    wanted = np.zeros((*batch.student.shape[:3], 2))
+    target = np.zeros((*batch.student.shape[:3], 2))
     for b, (_, one, _) in enumerate(expected(batch, reference)):
-        wanted[b, : one.shape[0], : one.shape[1]] = one
-    assert actual.shape == wanted.shape and actual.dtype == dtype
-    assert_near(actual, wanted, dtype)
+        target[b, : one.shape[0], : one.shape[1]] = one
+    assert actual.shape == target.shape and actual.dtype == dtype
+    assert_near(actual, target, dtype)
     assert (actual[torch.from_numpy(batch.padding())] == 0).all()
-    sums = actual.double().sum(dim=(1, 2)).numpy()  # T blanks, U labels an alignment
+    sums = actual.double().sum(dim=(1, 2)).numpy()  # T blanks and U labels each
     lengths = np.stack([batch.logit_lengths, batch.label_lengths], axis=1)
     np.testing.assert_allclose(sums, lengths, rtol=1e-4, atol=1e-5)
 
@@ -215,9 +215,9 @@ def test_best_path_is_valid_and_no_alignment_is_better(case, dtype, backend):
         sizes = batch.logit_lengths + batch.label_lengths
         assert path.shape == (case[0], sizes.max(), 2)
         assert lengths.tolist() == sizes.tolist()
-        wanted = [one[2] for one in expected(batch, reference)]
-        np.testing.assert_allclose(score.double().numpy(), wanted, rtol=1e-5, atol=1e-5)
-        for b, best in enumerate(wanted):
+        target = [one[2] for one in expected(batch, reference)]
+        np.testing.assert_allclose(score.double().numpy(), target, rtol=1e-5, atol=1e-5)
+        for b, best in enumerate(target):
             cut, labels = batch.cut(b)
             nodes = path[b, : lengths[b]].numpy()
             assert_valid_path(nodes, len(cut), len(labels))
@@ -240,17 +240,17 @@ def test_best_path_score_in_float64(backend):
     """The score is as exact as the input (k2 keeps arc scores in float32)."""
     batch = random_lattices(7, 3, 12, 5, 9)
     score = best_path(*tensors(batch), backend=backend)[2]
-    wanted = [one[2] for one in expected(batch, oracles.sweep_lattice)]
+    target = [one[2] for one in expected(batch, oracles.sweep_lattice)]
     assert score.dtype == torch.float64
-    assert_near(score, wanted)
+    assert_near(score, target)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_ties_still_give_a_path(classes, backend):
     batch = random_lattices(8, 3, 4, 3, classes, scale=0.0)
     path, lengths, score = best_path(*tensors(batch), backend=backend)
-    wanted = (batch.logit_lengths + batch.label_lengths) * -math.log(classes)
-    np.testing.assert_allclose(score.numpy(), wanted, rtol=1e-6)
+    target = (batch.logit_lengths + batch.label_lengths) * -math.log(classes)
+    np.testing.assert_allclose(score.numpy(), target, rtol=1e-6)
     for b in range(3):
         frames, count = batch.logit_lengths[b], batch.label_lengths[b]
         assert_valid_path(path[b, : lengths[b]].numpy(), frames, count)
@@ -297,8 +297,8 @@ def test_more_padding_and_another_order_change_nothing(backend):
     wide_labels[:, :3] = labels
     moved = (wide[order], wide_labels[order], frames[order], counts[order])
     score = total_score(*moved, backend=backend)
-    wanted = [one[0] for one in expected(batch, oracles.enumerate_lattice)]
-    assert_near(score, np.array(wanted)[order])
+    target = [one[0] for one in expected(batch, oracles.enumerate_lattice)]
+    assert_near(score, np.array(target)[order])
     assert occupancy(*moved, backend=backend).shape == (4, 8, 6, 2)
     path, lengths, _ = best_path(*moved, backend=backend)
     same, _, _ = best_path(logits, labels, frames, counts, backend=backend)
@@ -309,14 +309,14 @@ def test_more_padding_and_another_order_change_nothing(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_extreme_logits(dtype, backend):
-    """Scores of minus ten thousands, posteriors of 0 and 1: finite, and right."""
+    """Scores of about -10000, posteriors of 0 and 1: finite and correct."""
     batch = random_lattices(11, 3, 4, 3, 4, scale=1e4, dtype=np.float32)
     logits, *rest = tensors(batch, dtype)
     logits.requires_grad_()
     score = total_score(logits, *rest, backend=backend)
-    wanted = expected(batch, oracles.enumerate_lattice)
+    target = expected(batch, oracles.enumerate_lattice)
     np.testing.assert_allclose(
-        score.detach().numpy(), [one[0] for one in wanted], rtol=1e-5
+        score.detach().numpy(), [one[0] for one in target], rtol=1e-5
     )
     score.sum().backward()
     assert_near(logits.grad, expected_grad(batch, np.ones(3)), dtype)
@@ -327,7 +327,7 @@ def test_extreme_logits(dtype, backend):
     lengths = np.stack([batch.logit_lengths, batch.label_lengths], axis=1)
     np.testing.assert_allclose(sums, lengths, atol=1e-4)
     path, lengths, best = best_path(logits, *rest, backend=backend)
-    for b, one in enumerate(wanted):
+    for b, one in enumerate(target):
         cut, labels = batch.cut(b)
         exits = oracles.exit_log_probs(cut, labels, 0)
         nodes = path[b, : lengths[b]].numpy()
@@ -343,14 +343,14 @@ def test_half_precision_is_computed_in_float32(dtype, backend):
     logits.requires_grad_()
     score = total_score(logits, *rest, backend=backend)
     assert score.dtype == torch.float32
-    wanted = expected(batch, oracles.sweep_lattice, rounded)
-    assert_near(score, [one[0] for one in wanted], torch.float32)
+    target = expected(batch, oracles.sweep_lattice, rounded)
+    assert_near(score, [one[0] for one in target], torch.float32)
     score.sum().backward()
     assert logits.grad.dtype == dtype
-    wanted_grad = expected_grad(batch, np.ones(3), rounded)
-    np.testing.assert_allclose(logits.grad.double(), wanted_grad, atol=1e-2)
+    target_grad = expected_grad(batch, np.ones(3), rounded)
+    np.testing.assert_allclose(logits.grad.double(), target_grad, atol=1e-2)
     best = best_path(logits.detach(), *rest, backend=backend)[2]
-    np.testing.assert_allclose(best, [one[2] for one in wanted], rtol=1e-5)
+    np.testing.assert_allclose(best, [one[2] for one in target], rtol=1e-5)
     share = occupancy(logits.detach(), *rest, backend=backend)
     assert share.dtype == torch.float32
 
@@ -362,9 +362,9 @@ def test_autocast_changes_nothing(backend):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         score = total_score(logits, *rest, backend=backend)
         share = occupancy(logits.detach(), *rest, backend=backend)
-    wanted = expected(batch, oracles.sweep_lattice)
-    assert_near(score, [one[0] for one in wanted], torch.float32)
-    cut = wanted[0][1]
+    target = expected(batch, oracles.sweep_lattice)
+    assert_near(score, [one[0] for one in target], torch.float32)
+    cut = target[0][1]
     assert_near(share[0, : cut.shape[0], : cut.shape[1]], cut, torch.float32)
     score.sum().backward()
     assert_near(logits.grad, expected_grad(batch, np.ones(3)), torch.float32)
@@ -375,26 +375,26 @@ def test_int32_labels_and_lengths(backend):
     batch = random_lattices(14, 3, 4, 3, 5)
     logits, *rest = tensors(batch)
     narrow = [one.to(torch.int32) for one in rest]
-    wanted = expected(batch, oracles.enumerate_lattice)
+    target = expected(batch, oracles.enumerate_lattice)
     score = total_score(logits, *narrow, backend=backend)
-    assert_near(score, [one[0] for one in wanted])
+    assert_near(score, [one[0] for one in target])
     loss = transducer_loss(logits, *narrow, backend=backend)
-    assert_near(loss, [-one[0] for one in wanted])
+    assert_near(loss, [-one[0] for one in target])
     path, _, _ = best_path(logits, *narrow, backend=backend)
     same, _, _ = best_path(logits, *rest, backend=backend)
     assert path.dtype == torch.int64 and torch.equal(path, same)
 
 
 def test_without_a_choice_a_backend_is_found():
-    """backend=None serves whether k2 is installed or not, with the same numbers."""
+    """backend=None works with and without k2, with the same numbers."""
     batch = random_lattices(15, 3, 5, 3, 7)
     args = tensors(batch)
-    wanted = expected(batch, oracles.sweep_lattice)
-    assert_near(total_score(*args), [one[0] for one in wanted])
-    assert_near(transducer_loss(*args), [-one[0] for one in wanted])
-    assert_near(occupancy(*args)[0], wanted[0][1])
+    target = expected(batch, oracles.sweep_lattice)
+    assert_near(total_score(*args), [one[0] for one in target])
+    assert_near(transducer_loss(*args), [-one[0] for one in target])
+    assert_near(occupancy(*args)[0], target[0][1])
     path, lengths, score = best_path(*args)
-    assert_near(score, [one[2] for one in wanted])
+    assert_near(score, [one[2] for one in target])
     for b, size in enumerate(lengths):
         cut, labels = batch.cut(b)
         assert_valid_path(path[b, :size].numpy(), len(cut), len(labels))

@@ -1,4 +1,4 @@
-"""`Lattices`: one reading of the joint network answers every question."""
+"""`Lattices`: one reading of the joint network serves all methods."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def equal(one, other) -> None:
 @pytest.mark.parametrize("topology", ["regular", "modified"])
 @pytest.mark.parametrize("is_banded", [False, True])
 @pytest.mark.parametrize("form", ["dense", "factored"])
-def test_the_functions_are_its_verbs(form, is_banded, topology, backend):
+def test_the_functions_are_its_methods(form, is_banded, topology, backend):
     logits = joint() if form == "factored" else joint().dense()
     args, options = (logits, LABELS, *LENGTHS), dict(topology=topology, backend=backend)
     if is_banded:
@@ -85,8 +85,8 @@ def test_the_joint_network_is_read_once():
     assert sum(nodes) == 6 * 4 + 4 * 3
 
 
-def test_a_score_asked_for_last_has_its_gradient():
-    """Verbs without a gradient come before and after, and leave it as it is."""
+def test_a_score_computed_last_has_its_gradient():
+    """Methods without a gradient come before and after, and do not change it."""
     gradients = []
     for before in (False, True):
         logits = joint()

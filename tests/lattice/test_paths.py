@@ -47,7 +47,7 @@ def padded(path, symbols, longest):
 @pytest.mark.parametrize("n", [1, 2, 7, 50])
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_nbest_are_the_best_of_all(backend, topology, n, missing):
-    """More are asked for than the smaller lattices have."""
+    """More are requested than the smaller lattices have."""
     lattices = random_lattices(n, **all_sizes(4, 3, topology), missing=missing)
     rows, scores = backend.nbest_rows(*lattices, n, topology)
     longest = 4 + 3 if topology == "regular" else 4
@@ -55,14 +55,14 @@ def test_nbest_are_the_best_of_all(backend, topology, n, missing):
     assert rows.dtype == torch.int64 and scores.dtype == torch.float64
     for b, paths in enumerate(lattices.listed(topology)):
         paths = sorted(paths, reverse=True)[:n]
-        wanted = [path.score for path in paths]
-        wanted += [-math.inf] * (n - len(paths))
-        assert scores[b].tolist() == pytest.approx(wanted)
+        target = [path.score for path in paths]
+        target += [-math.inf] * (n - len(paths))
+        assert scores[b].tolist() == pytest.approx(target)
         if paths:
             paths += [paths[0]] * (n - len(paths))
             symbols = int(lattices.symbols[b])
-            wanted = [padded(path, symbols, longest) for path in paths]
-            assert rows[b].tolist() == wanted
+            target = [padded(path, symbols, longest) for path in paths]
+            assert rows[b].tolist() == target
         assert 0 <= rows[b].min() and rows[b].max() <= 3
 
 
@@ -75,8 +75,8 @@ def test_nbest_of_ties_are_distinct(topology):
     for b, paths in enumerate(lattices.listed(topology)):
         found = min(20, len(paths))
         assert len({tuple(x) for x in rows[b, :found].tolist()}) == found
-        wanted = sorted((path.score for path in paths), reverse=True)[:20]
-        assert scores[b, :found].tolist() == wanted
+        target = sorted((path.score for path in paths), reverse=True)[:20]
+        assert scores[b, :found].tolist() == target
 
 
 def test_nbest_on_a_larger_lattice(backend, topology):
@@ -94,7 +94,7 @@ def test_nbest_on_a_larger_lattice(backend, topology):
 
 
 def test_samples_follow_the_posterior(backend, topology):
-    """Every alignment is drawn as often as its posterior says, within 5 deviations."""
+    """Every alignment is drawn with its posterior probability, within 5 deviations."""
     n = 20000
     lattices = random_lattices(2, [4, 3, 2], [3, 1, 2], scale=1.0, missing=0.1)
     generator = torch.Generator().manual_seed(1)
@@ -125,9 +125,9 @@ def test_samples_follow_the_occupancy_of_a_larger_lattice(backend):
         assert ((moves == 0) | (moves == 1)).all()
         visits = torch.zeros(25, 10, dtype=torch.float64)
         visits.index_put_((t, row), torch.tensor(1.0 / n).double(), accumulate=True)
-        wanted = (blank_use + label_use)[b]
-        deviation = (wanted * (1 - wanted).clamp(min=0) / n).sqrt()
-        assert ((visits - wanted).abs() <= 5 * deviation + 1 / n).all()
+        target = (blank_use + label_use)[b]
+        deviation = (target * (1 - target).clamp(min=0) / n).sqrt()
+        assert ((visits - target).abs() <= 5 * deviation + 1 / n).all()
 
 
 def test_sampling_is_seeded(backend, topology):
@@ -173,7 +173,7 @@ def follow(path, log_probs, labels, frames, symbols, topology):
 @pytest.mark.parametrize("band", [False, True])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_paths_of_logits(name, topology, band):
-    """Paths are valid, padded with their last node, and score what they cost."""
+    """Paths are valid, padded with their last node, and have the right scores."""
     logits, labels, frames, symbols = arguments = logits_batch()
     ranges = torch.tensor([[0, 1, 1, 2], [0, 0, 1, 1], [0, 0, 0, 0]])
     ranges = ranges.unsqueeze(2) + torch.arange(2)
@@ -182,15 +182,15 @@ def test_paths_of_logits(name, topology, band):
         options["ranges"] = ranges
     total = total_score(*arguments, **options)
     best, lengths, best_score = best_path(*arguments, **options)
-    wanted = frames + symbols if topology == "regular" else frames
+    target = frames + symbols if topology == "regular" else frames
     log_probs = logits.log_softmax(-1)
     for paths, sizes, scores in (
         nbest_paths(*arguments, 40, **options),
         sample_paths(*arguments, 6, **options),
     ):
-        assert torch.equal(sizes, wanted) and torch.equal(lengths, wanted)
-        assert paths.shape == (3, scores.shape[1], int(wanted.max()), 2)
-        for b, size in enumerate(wanted.tolist()):
+        assert torch.equal(sizes, target) and torch.equal(lengths, target)
+        assert paths.shape == (3, scores.shape[1], int(target.max()), 2)
+        for b, size in enumerate(target.tolist()):
             for path, score in zip(paths[b], scores[b].tolist(), strict=True):
                 assert (path[size:] == path[size - 1]).all()
                 cost = follow(
@@ -210,7 +210,7 @@ def test_paths_of_logits(name, topology, band):
             torch.testing.assert_close(scores.logsumexp(1), total)
 
 
-def test_at_least_one_path_is_asked_for():
+def test_at_least_one_path_is_requested():
     for function in (nbest_paths, sample_paths):
         with pytest.raises(ValueError, match="n: 0"):
             function(*logits_batch(), 0)

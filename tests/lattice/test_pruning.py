@@ -1,4 +1,4 @@
-"""Windows of rows: what they promise, k2's, and what a band keeps of the posterior."""
+"""Windows of rows: their guarantees, k2's, and the posterior that a band keeps."""
 
 import math
 
@@ -20,7 +20,7 @@ SIZES = [
     ([40, 22, 31, 13], [12, 12, 0, 1]),
     ([5, 5, 5], [5, 4, 5]),
 ]
-STEEP = [([3, 2, 8], [10, 9, 2]), ([1, 1], [4, 0])]  # many labels a frame
+STEEP = [([3, 2, 8], [10, 9, 2]), ([1, 1], [4, 0])]  # many labels per frame
 SEEDS = range(5)
 
 
@@ -99,7 +99,7 @@ def test_k2_gives_the_same(size, width, topology):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("size", SIZES + STEEP, ids=str)
-def test_what_ranges_promise(size, width, topology, backend):
+def test_guarantees_of_ranges(size, width, topology, backend):
     frames, symbols = size
     if topology == "modified" and size in STEEP:
         return
@@ -109,8 +109,8 @@ def test_what_ranges_promise(size, width, topology, backend):
         start, count = ranges[:, :, 0], ranges.shape[2]
         assert torch.equal(ranges, start[:, :, None] + torch.arange(count))
         steep = max(math.ceil(u / t) for t, u in zip(*size, strict=True)) + 1
-        wanted = max(width, steep) if topology == "regular" else width
-        assert count == min(wanted, max(symbols) + 1)
+        target = max(width, steep) if topology == "regular" else width
+        assert count == min(target, max(symbols) + 1)
         assert start.min() == 0 and ranges.max() <= max(symbols)
         climb = start[:, 1:] - start[:, :-1]
         assert (climb >= 0).all()

@@ -49,18 +49,18 @@ def test_total_score_and_uses(backend, topology, missing):
         score, *use = backend.forward_backward(*lattices, topology)
         _, frames, rows = lattices.blank.shape
         listed = lattices.listed(topology)
-        wanted = [posteriors(paths)[0] for paths in listed]
-        torch.testing.assert_close(score, torch.tensor(wanted, dtype=torch.float64))
-        wanted = torch.stack([uses(paths, frames, rows) for paths in listed], dim=1)
+        target = [posteriors(paths)[0] for paths in listed]
+        torch.testing.assert_close(score, torch.tensor(target, dtype=torch.float64))
+        target = torch.stack([uses(paths, frames, rows) for paths in listed], dim=1)
         use = torch.stack(use)
         assert use.dtype == torch.float64
-        torch.testing.assert_close(use, wanted, rtol=1e-9, atol=1e-12)
-        # what no alignment takes is zero, not small
-        assert not use[wanted == 0].any()
+        torch.testing.assert_close(use, target, rtol=1e-9, atol=1e-12)
+        # what no alignment takes is exactly zero
+        assert not use[target == 0].any()
 
 
 def test_the_listing_meets_lattices_without_an_alignment(topology):
-    """Else the test above would not."""
+    """Otherwise the test above would not."""
     empty = [
         paths
         for lattices in batches(topology, 0.5)
@@ -75,14 +75,14 @@ def test_scores_far_apart(backend, topology, scale):
     for lattices in batches(topology, 0.1, scale=scale):
         score, *use = backend.forward_backward(*lattices, topology)
         listed = lattices.listed(topology)
-        wanted = torch.tensor(
+        target = torch.tensor(
             [posteriors(paths)[0] for paths in listed], dtype=torch.float64
         )
-        torch.testing.assert_close(score, wanted)
+        torch.testing.assert_close(score, target)
         lengths = lattices.frames.double()
         if topology == "regular":
             lengths = lengths + lattices.symbols
-        lengths = lengths.masked_fill(wanted == -math.inf, 0)
+        lengths = lengths.masked_fill(target == -math.inf, 0)
         torch.testing.assert_close(sum(use).sum((1, 2)), lengths)
 
 
@@ -105,14 +105,14 @@ def test_best_alignment(backend, topology, missing):
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_ties_go_to_the_earliest_emissions(backend, topology, levels):
-    """Which row is reached by blank where both ways are as good, from the end on."""
+    """Where both ways are equally good, blank is taken, from the end on."""
     for lattices in batches(topology, levels=levels):
         rows = backend.viterbi_rows(*lattices, topology)
         for b, paths in enumerate(lattices.listed(topology)):
             best = max(path.score for path in paths)
             tied = [path.rows for path in paths if path.score == best]
-            wanted = max(tied, key=lambda row: row[::-1])
-            assert rows[b, : len(wanted)].tolist() == wanted
+            target = max(tied, key=lambda row: row[::-1])
+            assert rows[b, : len(target)].tolist() == target
 
 
 @needs_k2

@@ -1,8 +1,8 @@
 """The Triton kernels against float64 torch.
 
-They run on the GPU where there is one, else through Triton's interpreter. That has to
+They run on a GPU if present, else through Triton's interpreter. That has to
 be chosen before Triton is imported and would hold for every other test of the process,
-so `test_in_the_interpreter` runs this file once more in a process of its own.
+so `test_in_the_interpreter` runs this file once more in a separate process.
 """
 
 import os
@@ -205,8 +205,8 @@ def test_both_kernels_give_the_gradient_of_the_joint(device) -> None:
     scores, rest = linear_scores(h, w, None, ids, scale)
     chunk = h @ w.T
     rest_gradient_(chunk, ids, rest, rest.cos() * scale, scores.cos(), scale)
-    for found, wanted in zip((chunk @ w, chunk.T @ h), expected):
-        torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)
+    for found, target in zip((chunk @ w, chunk.T @ h), expected):
+        torch.testing.assert_close(found.double(), target, rtol=2e-5, atol=2e-5)
 
 
 def test_a_lattice_is_read_as_by_torch(device, monkeypatch) -> None:

@@ -1,6 +1,6 @@
 """A `tests.oracles.GridCase` as arguments of transducer_kd, and its results as numbers.
 
-Whatever is padding in the case comes out as NaN or -1, so that every comparison with
+All padding of the case becomes NaN or -1, so that every comparison with
 the oracle is a test of padding too.
 """
 
@@ -36,7 +36,7 @@ CLASSES = [
     ("topk", "renormalize"),
     ("collapsed", "bucket"),
 ]
-# No name is promised for it, a callable is
+# Has no name, so a callable is passed
 ACTIVATIONS = {"tanh": "tanh", "relu": "relu", "identity": lambda x: x}
 
 
@@ -125,7 +125,7 @@ def run(
 ):
     """transducer_kd on `case`, forwards and backwards.
 
-    `teacher` replaces the teacher's logits (say by stored targets).
+    `teacher` replaces the teacher's logits (for example by stored targets).
     """
     student, leaves = side(case, "student", forms[0], dtype)
     if teacher is None:
@@ -142,8 +142,8 @@ def run(
 
 
 @functools.lru_cache(maxsize=None)
-def wanted(case, form="factored"):
-    """What `run` has to give, from the oracle."""
+def oracle_results(case, form="factored"):
+    """The expected result of `run`, from the oracle."""
     transducer, _ = case.transducer
     if case.reduction != "none":
         transducer = transducer.mean()

@@ -1,4 +1,4 @@
-"""reverse_kl and jsd against naive loops: every kind of nodes and every class set."""
+"""reverse_kl and jsd against naive loops: all kinds of nodes and all class sets."""
 
 import math
 from dataclasses import replace
@@ -35,9 +35,9 @@ from tests.losses.grid import (
     SIDES,
     assert_results,
     lattice_args,
+    oracle_results,
     run,
     side,
-    wanted,
 )
 from tests.oracles import random_case
 
@@ -65,7 +65,7 @@ def joints(case, form):
 def test_transducer_kd(name, classes, tail, nodes, forms):
     for seed in range(2):
         case = random_case(seed, nodes, classes, tail, divergence=name)
-        assert_results(run(case, forms), wanted(case, forms[0]), **RESULT)
+        assert_results(run(case, forms), oracle_results(case, forms[0]), **RESULT)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -253,7 +253,7 @@ def test_hypotheses(name):
         assert student.grad[b, 2] == 0
 
 
-# ------------------------------------------------------------ what must hold
+# ------------------------------------------------------------ identities
 
 
 # Renormalised, the teacher gives other classes no mass: the two are not equal.
@@ -305,7 +305,7 @@ def test_two_classes_and_all_classes(name, nodes, forms):
 
 @pytest.mark.parametrize("classes, tail", CLASSES)
 def test_jsd_is_bounded_and_symmetric(classes, tail):
-    """Between 0 and log 2 a node; student and teacher may change places."""
+    """Between 0 and log 2 per node; student and teacher can be swapped."""
     case = random_case(
         4, "lattice", classes, tail, divergence="jsd", scale=6.0, temperature=1.0,
         weighted=False, reduction="none",
@@ -313,7 +313,7 @@ def test_jsd_is_bounded_and_symmetric(classes, tail):
     kd = run(case).kd
     nodes = (case.batch.label_lengths + 1) * case.batch.logit_lengths
     assert (kd > 0).all() and (kd <= math.log(2) * nodes + 1e-12).all()
-    if classes != "topk":  # whose classes are those of the teacher
+    if classes != "topk":  # the teacher chooses the classes of topk
         batch = replace(
             case.batch, student=case.batch.teacher, teacher=case.batch.student
         )
@@ -339,7 +339,7 @@ def test_gradcheck(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name, classes, tail", CELLS)
 def test_extreme_logits_stay_finite(name, classes, tail, dtype):
-    """One class far above all, on either side; nodes where label and rest are none."""
+    """One class far above all, on either side; nodes without label and rest."""
     for v in (2, 3, 9):
         for which in range(min(v, 3)):
             logits = torch.zeros(1, 2, 2, v, dtype=dtype)
@@ -357,7 +357,7 @@ def test_extreme_logits_stay_finite(name, classes, tail, dtype):
 
 
 def test_a_tail_lost_to_rounding_does_not_drown_reverse_kl():
-    """The k best of a sure teacher sum to one in float32; its tail is not nothing."""
+    """The k best of a confident teacher sum to 1 in float32; its tail is not zero."""
     teacher = torch.zeros(1, 1, 5)
     teacher[..., 0] = 30.0
     student = torch.zeros(1, 1, 5, requires_grad=True)
@@ -382,8 +382,8 @@ def test_chunks_change_nothing(name, monkeypatch):
 # ------------------------------------------------------------ names and objects
 
 
-def test_a_divergence_of_ones_own():
-    """One formula serves nodes and classes alike, its gradient comes by itself."""
+def test_a_custom_divergence():
+    """One formula serves all nodes and classes, with its gradient by autograd."""
 
     class Twice(Divergence):
         def formula(self, log_q, log_p):

@@ -50,10 +50,10 @@ class Example:
         )
 
 
-def assert_near(actual, wanted, dtype=torch.float64, scale=1.0):
+def assert_near(actual, target, dtype=torch.float64, scale=1.0):
     rtol, atol = TOLERANCE[dtype]
     actual = np.asarray(actual.detach().double())
-    np.testing.assert_allclose(actual, wanted, rtol=rtol * scale, atol=atol * scale)
+    np.testing.assert_allclose(actual, target, rtol=rtol * scale, atol=atol * scale)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -86,9 +86,9 @@ def test_value_and_gradient(shape, tail, reduction, temperature):
         loss = essence_kd(
             student, *rest, tail=tail, temperature=temperature, reduction=reduction
         )
-        wanted = oracles.reduced(nodes, shape[0], reduction)
-        assert loss.dtype == dtype and loss.shape == np.shape(wanted)
-        assert_near(loss, wanted, dtype)
+        target = oracles.reduced(nodes, shape[0], reduction)
+        assert loss.dtype == dtype and loss.shape == np.shape(target)
+        assert_near(loss, target, dtype)
         if upstream is not None:
             loss = (loss * torch.tensor(upstream, dtype=dtype)).sum()
         loss.backward()
@@ -98,8 +98,8 @@ def test_value_and_gradient(shape, tail, reduction, temperature):
 def test_the_defaults():
     """tail "renormalize" is the default; temperature 1, sum over frames / B."""
     example = Example(2, 3, 4, 6, 3)
-    wanted = oracles.reduced(example.nodes("renormalize"), 3, "batch")
-    assert_near(essence_kd(*example.tensors()), wanted)
+    target = oracles.reduced(example.nodes("renormalize"), 3, "batch")
+    assert_near(essence_kd(*example.tensors()), target)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -129,8 +129,8 @@ def test_all_classes_kept_is_the_full_kl(tail):
             value = oracles.grouped(*args)
             nodes.append(oracles.Node((b, frame), value, np.zeros(6)))
     loss = essence_kd(*example.tensors(), tail=tail, reduction="none")
-    wanted = oracles.reduced(nodes, 3, "none")
-    assert_near(loss, wanted)
+    target = oracles.reduced(nodes, 3, "none")
+    assert_near(loss, target)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
@@ -168,8 +168,8 @@ def test_padding_changes_nothing(garbage, poison, tail):
         loss = essence_kd(*args, tail=tail, reduction=reduction)
         assert_near(loss, oracles.reduced(nodes, 4, reduction))
         loss.sum().backward()
-        wanted = oracles.reduced_grad(nodes, student.shape, reduction)
-        assert_near(student.grad, wanted)
+        target = oracles.reduced_grad(nodes, student.shape, reduction)
+        assert_near(student.grad, target)
         assert (student.grad[padding] == 0).all()
 
 
@@ -187,15 +187,15 @@ def test_another_order_changes_nothing(tail):
         tail=tail,
         reduction="none",
     )
-    wanted = oracles.reduced(example.nodes(tail), 4, "none")
-    assert_near(loss, wanted[order])
+    target = oracles.reduced(example.nodes(tail), 4, "none")
+    assert_near(loss, target[order])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("scale", [8.0, 25.0, 1e4])
 def test_peaky_and_extreme_student(scale, tail, dtype):
-    """Classes and a tail with hardly any mass in the student: finite, and right."""
+    """Classes and a tail with hardly any mass in the student: finite and correct."""
     example = Example(8, 3, 5, 8, 3)
     student = np.float64(np.float32(scale * example.student))
     nodes = example.nodes(tail, student=student)
@@ -204,14 +204,14 @@ def test_peaky_and_extreme_student(scale, tail, dtype):
     assert torch.isfinite(loss).all()
     assert_near(loss, oracles.reduced(nodes, 3, "none"), dtype, scale=5.0)
     loss.sum().backward()
-    wanted = oracles.reduced_grad(nodes, student.shape, "none")
-    assert_near(logits.grad, wanted, dtype, scale=5.0)
+    target = oracles.reduced_grad(nodes, student.shape, "none")
+    assert_near(logits.grad, target, dtype, scale=5.0)
 
 
 @pytest.mark.parametrize("k", [2, 8])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_extreme_teacher(dtype, k):
-    """Stored log-probs of 0 and of minus ten thousands: no NaN, and right."""
+    """Stored log-probs of 0 and of about -10000: no NaN, and correct."""
     example = Example(9, 3, 5, 8, k)
     values = np.float64(np.float32(1e4 * example.values))
     values -= values.max(axis=-1, keepdims=True)
@@ -224,8 +224,8 @@ def test_extreme_teacher(dtype, k):
         nodes = example.nodes(tail, values=values)
         assert_near(loss, oracles.reduced(nodes, 3, "none"), dtype)
         loss.sum().backward()
-        wanted = oracles.reduced_grad(nodes, student.shape, "none")
-        assert_near(student.grad, wanted, dtype)
+        target = oracles.reduced_grad(nodes, student.shape, "none")
+        assert_near(student.grad, target, dtype)
 
 
 def test_stored_in_half_precision():
@@ -284,8 +284,8 @@ def test_autocast_changes_nothing(tail):
     example = Example(12, 3, 5, 20, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = essence_kd(*example.tensors(torch.float32), tail=tail)
-    wanted = oracles.reduced(example.nodes(tail), 3, "batch")
-    assert_near(loss, wanted, torch.float32)
+    target = oracles.reduced(example.nodes(tail), 3, "batch")
+    assert_near(loss, target, torch.float32)
 
 
 # ------------------------------------------------------------------- top-k targets
@@ -303,8 +303,8 @@ def test_topk_targets(k, keep):
     assert values.shape == ids.shape == (3, 4, k)
     assert ids.dtype == torch.int64
     for where in np.ndindex(3, 4):
-        wanted = oracles.topk_classes(log_probs[where], k, keep)
-        assert sorted(ids[where].tolist()) == wanted
+        target = oracles.topk_classes(log_probs[where], k, keep)
+        assert sorted(ids[where].tolist()) == target
         assert values[where].tolist() == log_probs[where][ids[where].numpy()].tolist()
 
 
@@ -317,7 +317,7 @@ def test_topk_targets_keeps_blank_by_default():
     assert topk_targets(log_probs, 1)[1].tolist() == [[0]]
 
 
-def test_topk_targets_breaks_ties_somehow():
+def test_topk_targets_of_ties():
     """Equal log-probs: k different classes, the kept ones among them."""
     log_probs = torch.full((2, 3, 6), -math.log(6.0))
     _, ids = topk_targets(log_probs, 4, keep=(5, 2))
@@ -338,7 +338,7 @@ def test_ensemble_logits(scale, weights, temperature, dtype):
     members = [
         np.float64(np.float32(scale * rng.standard_normal((2, 3, 7)))) for _ in weights
     ]
-    wanted = oracles.ensemble_log_probs(members, weights, temperature)
+    target = oracles.ensemble_log_probs(members, weights, temperature)
     inputs = [torch.tensor(member, dtype=dtype) for member in members]
     logits = ensemble_logits(inputs, weights, temperature)
     assert logits.dtype == dtype and logits.shape == (2, 3, 7)
@@ -346,14 +346,14 @@ def test_ensemble_logits(scale, weights, temperature, dtype):
     rtol, atol = TOLERANCE[dtype]
     np.testing.assert_allclose(
         log_probs.numpy(),
-        wanted,
+        target,
         rtol=rtol,
         atol=max(atol, 1e-6 * (dtype != torch.float64)),
     )
 
 
 def test_ensemble_logits_stay_finite():
-    """Members that are sure of different classes, ten thousands apart."""
+    """Members that are confident of different classes, tens of thousands apart."""
     one = torch.zeros(1, 3)
     other = torch.zeros(1, 3)
     one[0, 0], other[0, 1] = 1e4, 1e4

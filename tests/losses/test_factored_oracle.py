@@ -1,4 +1,4 @@
-"""FactoredLogits wherever a lattice is taken: values, gradients, padding and memory.
+"""FactoredLogits wherever a lattice is accepted: values, gradients, padding and memory.
 
 Against the loops of tests.oracles, against central differences, and against torch's own
 differentiation of `.dense()`.
@@ -189,7 +189,7 @@ def test_best_path(topology, nodes, form, backend):
             cut, labels = case.batch.cut(b)
             exits = oracles.exit_log_probs(cut, labels, case.batch.blank)
             walk = [tuple(node) for node in path[b, : lengths[b]].tolist()]
-            # of a modified path the last exit does not show in the nodes
+            # the nodes of a modified path do not include the last exit
             assert best == pytest.approx(
                 max(
                     oracles.alignment_score(exits, one)
@@ -310,7 +310,7 @@ def test_factored_is_dense_to_the_last_digits(nodes, classes, tail):
 
 
 def test_an_activation_that_torch_differentiates():
-    """Any callable: its gradient is found whether or not it has a name."""
+    """Any callable has a gradient, with a name or without."""
     case = random_case(72, "lattice", "collapsed", bias=True)
     arrays = case.student.parts()
     results = []
@@ -333,7 +333,7 @@ def test_an_activation_that_torch_differentiates():
 
 
 def test_gradients_flow_on_into_what_made_the_parts():
-    """Strided and broadcast parts, a weight that is used twice."""
+    """Strided and broadcast parts, a weight used in two places."""
     case = random_case(73, "lattice", "collapsed", bias=True, width=6)
     results = []
     for dense in (True, False):
@@ -364,7 +364,7 @@ def test_gradients_flow_on_into_what_made_the_parts():
 @pytest.mark.parametrize("label", [-1, 10**9])
 @pytest.mark.parametrize("classes, tail", CLASSES)
 def test_padding_changes_nothing(classes, tail, label, poison):
-    """Whatever stands in padded frames and rows; its own gradient is exactly 0."""
+    """Any content of padded frames and rows; its own gradient is exactly 0."""
     for nodes in ("lattice", "path"):
         case = random_case(81, nodes, classes, tail, reduction="batch")
         student, leaves = side(case, "student", "factored", poison=poison)
@@ -416,7 +416,7 @@ def naive_kd(student, teacher, ids, classes):
 
 
 def naive_score(logits, ids, frames, counts):
-    """log P(labels) (B,), frame by frame; row u of a frame takes in all rows below."""
+    """log P(labels) (B,), frame by frame; row u of a frame includes all rows below."""
     log_p = logits.log_softmax(-1)
     blank = log_p[..., 0]
     label = log_p.gather(-1, ids[:, None, :, None].expand(*blank.shape, 1))[..., 0]
@@ -444,7 +444,7 @@ def naive_score(logits, ids, frames, counts):
     ids=str,
 )
 def test_a_lattice_of_many_chunks(nodes, classes, dtype):
-    """5.6 million logits a side, ragged, against log-softmax and autograd of torch."""
+    """5.6 million logits per side, ragged, against torch's log-softmax and autograd."""
     student, teacher, ids, frames, counts = memory_case(**LARGE, dtype=torch.float64)
     frames, counts = torch.tensor([60, 35, 1]), torch.tensor([30, 0, 17])
     rows = torch.arange(31)
@@ -465,8 +465,8 @@ def test_a_lattice_of_many_chunks(nodes, classes, dtype):
     score = naive_score(student.dense(), ids, frames, counts)
     kd = naive_kd(student.dense(), teacher.dense(), ids, classes)
     kd = kd[on_path if nodes == "path" else inside].sum() / 3
-    wanted = [-score.mean(), kd]
-    grads = torch.autograd.grad(wanted[0] + 0.1 * kd, parts)
+    target = [-score.mean(), kd]
+    grads = torch.autograd.grad(target[0] + 0.1 * kd, parts)
 
     lean = [part.detach().to(dtype).requires_grad_() for part in parts]
     taught = FactoredLogits(
@@ -478,7 +478,7 @@ def test_a_lattice_of_many_chunks(nodes, classes, dtype):
     )
     (pair[0] + 0.1 * pair[1]).backward()
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}[dtype]
-    for one, other in zip(pair, wanted):
+    for one, other in zip(pair, target):
         assert float(one.detach()) == pytest.approx(float(other.detach()), rel=limit)
     for part, grad in zip(lean, grads):
         assert (part.grad - grad).abs().max() <= limit * grad.abs().max()
@@ -543,7 +543,7 @@ def test_the_meter_catches_a_dense_joint():
 @pytest.mark.parametrize("classes, tail", CLASSES)
 @pytest.mark.parametrize("nodes", ["lattice", "path"])
 def test_no_tensor_of_the_whole_lattice_exists(nodes, classes, tail):
-    """Neither forward nor backward, on either side, at 13 million logits a side."""
+    """Neither forward nor backward, on either side, at 13 million logits per side."""
     student, teacher, *rest = memory_case(**MEMORY)
     made = {"classes": classes, "tail": tail}
     if nodes == "path":
@@ -611,10 +611,10 @@ def peak_bytes(form):
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="/proc tells the peak of memory"
+    not Path("/proc/self/status").exists(), reason="/proc has the peak of memory"
 )
 def test_nor_do_its_pieces_add_up_to_it():
-    """What is kept from forward to backward is not the lattice in many tensors."""
+    """The tensors kept from forward to backward do not add up to the lattice."""
     shape = [MEMORY["batch"], MEMORY["frames"], MEMORY["labels"] + 1, MEMORY["classes"]]
     one = 4 * whole(shape)  # bytes of the logits of one side
     assert peak_bytes("dense") > 2 * one

@@ -77,7 +77,7 @@ def test_a_student_that_equals_its_teacher(nodes, classes, forms):
                 np.testing.assert_allclose(grad, 0, atol=1e-12)
 
 
-def test_what_renormalised_twins_differ_by():
+def test_the_difference_of_renormalised_twins():
     """sum_k q_k log(q_k / p_k) with q = p / m on the kept classes is -log m."""
     case = twins(random_case(2, "path", "topk", "renormalize", v=12, weighted=False))
     case = replace(case, reduction="batch", k=3)
@@ -126,7 +126,7 @@ def test_all_classes_kept(nodes, tail):
         assert_results(actual, run(case, forms))
 
 
-def test_more_classes_say_more():
+def test_more_classes_have_a_larger_kl():
     """A finer grouping never has a smaller KL: collapsed <= full, top-k rises with k.
 
     (Data processing; top-k with a bucket, groups of k + 1 refine those of k.)
@@ -145,7 +145,7 @@ def test_more_classes_say_more():
 
 @pytest.mark.parametrize("classes, tail", CLASSES)
 @pytest.mark.parametrize("topology", ["regular", "modified"])
-def test_a_band_of_all_rows_is_no_band(topology, classes, tail, backend):
+def test_a_band_of_all_rows_is_the_lattice(topology, classes, tail, backend):
     for seed, forms in enumerate(SIDES):
         case = random_case(seed, "lattice", classes, tail, topology=topology)
         frames, rows = case.batch.student.shape[1:3]
@@ -195,7 +195,7 @@ def test_a_shift_is_a_rolled_student(nodes, classes, tail):
         shifted, _ = kd_and_grads(replace(case, shift=s), ("factored", "factored"))
         joint = replace(case.student, encoder=np.roll(case.student.encoder, -s, 1))
         weights = np.ones(case.batch.student.shape[:3])
-        weights[:, -s:] = 0  # these have no frame s later
+        weights[:, -s:] = 0  # no frame s later exists for these
         rolled = replace(
             case,
             student=joint,
@@ -207,7 +207,7 @@ def test_a_shift_is_a_rolled_student(nodes, classes, tail):
 
 
 def test_weights_are_linear():
-    """kd(v + w) = kd(v) + kd(w); weights of one are none; of zero, no loss."""
+    """kd(v + w) = kd(v) + kd(w); weights of 1 change nothing; of 0, no loss."""
     for nodes, (classes, tail) in zip(NODES, CLASSES):
         case = random_case(3, nodes, classes, tail, weighted=True)
         one = case.weights
@@ -224,7 +224,7 @@ def test_weights_are_linear():
 
 
 def test_weights_of_the_teacher_s_occupancy(backend):
-    """Half precision or float32 weights serve too; they get no gradient."""
+    """Weights in half precision or float32 work too; they get no gradient."""
     case = random_case(4, "lattice", "collapsed", topology="regular", weighted=False)
     teacher, _ = side(case, "teacher", "factored")
     made = {"blank": case.batch.blank, "backend": backend}
@@ -280,7 +280,7 @@ def test_the_named_losses_are_cells(forms):
 
 
 def test_the_teacher_s_best_path():
-    """transducer_kd takes what best_path gives, lengths included."""
+    """transducer_kd accepts what best_path returns, lengths included."""
     case = random_case(5, "lattice", "full", weighted=False, topology="regular")
     teacher, _ = side(case, "teacher", "factored")
     path, lengths, _ = best_path(teacher, *lattice_args(case), blank=case.batch.blank)

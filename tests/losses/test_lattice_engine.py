@@ -44,7 +44,7 @@ def test_a_teacher_without_the_frames_is_refused(form: str, loss: str) -> None:
             transducer_kd(student, teacher, *LATTICE, path=path)
         else:
             transducer_kd(student, teacher, *LATTICE, classes=loss)
-    # frames that nothing is compared at may be missing
+    # frames without a comparison may be missing
     shorter = (IDS, FRAMES.clamp(max=5), LABELS)
     transducer_kd(student, teacher, *shorter)
     transducer_kd(student, teacher, *LATTICE, shift=1)
@@ -52,7 +52,7 @@ def test_a_teacher_without_the_frames_is_refused(form: str, loss: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("tolerance", [0.0, 1e-3])
-def test_a_gradient_that_is_no_number_stays_visible(bad, tolerance) -> None:
+def test_a_nan_gradient_stays_visible(bad, tolerance) -> None:
     student = joint()
     loss, kd = transducer_kd(
         student, joint(seed=1), *LATTICE, reduction="none", tolerance=tolerance
@@ -63,19 +63,19 @@ def test_a_gradient_that_is_no_number_stays_visible(bad, tolerance) -> None:
 
 
 def test_a_windowed_loss_does_not_hide_nan() -> None:
-    student, grid = joint(), make_layout(joint(), *LATTICE)
-    nodes = torch.zeros_like(grid.nodes)
+    student, layout = joint(), make_layout(joint(), *LATTICE)
+    nodes = torch.zeros_like(layout.nodes)
     nodes[0, 2, 1] = True
     term = LatticeTerm(OnlineTeacher([joint(seed=1)]), nodes, shift=1)
     with torch.no_grad():
         student.encoder[0, 2:4] = torch.nan
-    sums, count = windowed_losses(student, grid, term, 2)
+    sums, count = windowed_losses(student, layout, term, 2)
     assert sums[0].isnan() and count == 1
 
 
-def test_nothing_asked_is_nothing_read() -> None:
-    grid = make_layout(joint(), *LATTICE)
-    assert lattice_losses(joint(), grid, [], with_transducer=False) == (None, [])
+def test_without_losses_nothing_is_read() -> None:
+    layout = make_layout(joint(), *LATTICE)
+    assert lattice_losses(joint(), layout, [], with_transducer=False) == (None, [])
 
 
 def test_a_default_path_length_fits_the_modified_topology() -> None:

@@ -53,10 +53,10 @@ def oracle_nodes(kind, batch, temperature=1.0, student=None, teacher=None):
     )
 
 
-def assert_near(actual, wanted, dtype=torch.float64, scale=1.0):
+def assert_near(actual, target, dtype=torch.float64, scale=1.0):
     rtol, atol = TOLERANCE[dtype]
     actual = np.asarray(actual.detach().double())
-    np.testing.assert_allclose(actual, wanted, rtol=rtol * scale, atol=atol * scale)
+    np.testing.assert_allclose(actual, target, rtol=rtol * scale, atol=atol * scale)
 
 
 def backward(loss, upstream=None):
@@ -96,20 +96,20 @@ def test_value_and_gradient(case, reduction, dtype, kind):
         temperature=temperature,
         reduction=reduction,
     )
-    wanted = oracles.reduced(nodes, case[0], reduction)
-    assert loss.dtype == dtype and loss.shape == np.shape(wanted)
-    assert_near(loss, wanted, dtype)
+    target = oracles.reduced(nodes, case[0], reduction)
+    assert loss.dtype == dtype and loss.shape == np.shape(target)
+    assert_near(loss, target, dtype)
     upstream = np.linspace(-1.0, 2.0, case[0]) if reduction == "none" else None
     backward(loss, upstream)
-    wanted = oracles.reduced_grad(nodes, batch.student.shape, reduction, upstream)
-    assert_near(student.grad, wanted, dtype)
+    target = oracles.reduced_grad(nodes, batch.student.shape, reduction, upstream)
+    assert_near(student.grad, target, dtype)
 
 
 def test_the_defaults(kind):
     """blank 0, temperature 1, sum over nodes / B."""
     batch = random_lattices(2, 3, 4, 2, 5)
-    wanted = oracles.reduced(oracle_nodes(kind, batch), 3, "batch")
-    assert_near(LOSSES[kind][0](*tensors(batch)), wanted)
+    target = oracles.reduced(oracle_nodes(kind, batch), 3, "batch")
+    assert_near(LOSSES[kind][0](*tensors(batch)), target)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -153,8 +153,8 @@ def test_padding_changes_nothing(poison, label, kind):
         loss = LOSSES[kind][0](student, *rest, blank=2, reduction=reduction)
         assert_near(loss, oracles.reduced(nodes, 4, reduction))
         loss.sum().backward()
-        wanted = oracles.reduced_grad(nodes, batch.student.shape, reduction)
-        assert_near(student.grad, wanted)
+        target = oracles.reduced_grad(nodes, batch.student.shape, reduction)
+        assert_near(student.grad, target)
         assert (student.grad[torch.from_numpy(batch.padding())] == 0).all()
 
 
@@ -172,8 +172,8 @@ def test_more_padding_and_another_order_change_nothing(kind):
     wide_labels[:, :3] = labels
     moved = (wide_labels[order], frames[order], counts[order])
     loss = LOSSES[kind][0](widened(student), widened(teacher), *moved, reduction="none")
-    wanted = oracles.reduced(oracle_nodes(kind, batch), 4, "none")
-    assert_near(loss, wanted[order])
+    target = oracles.reduced(oracle_nodes(kind, batch), 4, "none")
+    assert_near(loss, target[order])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -181,7 +181,7 @@ def test_more_padding_and_another_order_change_nothing(kind):
 def test_peaky_student(scale, dtype, kind):
     """Confident models: the rest has e^-20 in the student and not in the teacher.
 
-    Its log must come out exactly all the same; 1 - p(y) - p(blank) would round to 0.
+    Its log must still be exact; 1 - p(y) - p(blank) would round to 0.
     """
     batch = random_lattices(7, 3, 5, 3, 8, scale=1.0, dtype=np.float32)
     student = (scale * batch.student).astype(np.float32).astype(np.float64)
@@ -190,14 +190,14 @@ def test_peaky_student(scale, dtype, kind):
     loss = LOSSES[kind][0](logits, *tensors(batch, dtype)[1:], reduction="none")
     assert_near(loss, oracles.reduced(nodes, 3, "none"), dtype, scale=5.0)
     loss.sum().backward()
-    wanted = oracles.reduced_grad(nodes, student.shape, "none")
-    assert_near(logits.grad, wanted, dtype, scale=5.0)
+    target = oracles.reduced_grad(nodes, student.shape, "none")
+    assert_near(logits.grad, target, dtype, scale=5.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_extreme_logits(temperature, dtype, kind):
-    """Logits of ten thousands on both sides, opposed: finite, and right."""
+    """Opposed logits of about 10000 on both sides: finite and correct."""
     batch = random_lattices(8, 3, 5, 3, 6, scale=1e4, dtype=np.float32)
     for teacher in (batch.teacher, -batch.student, 1e-4 * batch.teacher):
         teacher = teacher.astype(np.float32).astype(np.float64)
@@ -212,12 +212,12 @@ def test_extreme_logits(temperature, dtype, kind):
             reduction="none",
         )
         assert torch.isfinite(loss).all()
-        wanted = oracles.reduced(nodes, 3, "none")
-        np.testing.assert_allclose(loss.detach().numpy(), wanted, rtol=1e-5)
+        target = oracles.reduced(nodes, 3, "none")
+        np.testing.assert_allclose(loss.detach().numpy(), target, rtol=1e-5)
         loss.sum().backward()
         assert torch.isfinite(student.grad).all()
-        wanted = oracles.reduced_grad(nodes, batch.student.shape, "none")
-        np.testing.assert_allclose(student.grad, wanted, rtol=1e-4, atol=1e-5)
+        target = oracles.reduced_grad(nodes, batch.student.shape, "none")
+        np.testing.assert_allclose(student.grad, target, rtol=1e-4, atol=1e-5)
 
 
 def test_the_teacher_receives_no_gradient(kind):
@@ -242,8 +242,8 @@ def test_half_precision_is_computed_in_float32(dtype, kind):
     assert_near(loss, oracles.reduced(nodes, 3, "batch"), torch.float32)
     loss.backward()
     assert student.grad.dtype == dtype
-    wanted = oracles.reduced_grad(nodes, batch.student.shape, "batch")
-    np.testing.assert_allclose(student.grad.double(), wanted, rtol=1e-2, atol=1e-4)
+    target = oracles.reduced_grad(nodes, batch.student.shape, "batch")
+    np.testing.assert_allclose(student.grad.double(), target, rtol=1e-2, atol=1e-4)
 
 
 def test_autocast_changes_nothing(kind):
@@ -255,16 +255,16 @@ def test_autocast_changes_nothing(kind):
     nodes = oracle_nodes(kind, batch)
     assert_near(loss, oracles.reduced(nodes, 3, "batch"), torch.float32)
     loss.backward()
-    wanted = oracles.reduced_grad(nodes, batch.student.shape, "batch")
-    assert_near(student.grad, wanted, torch.float32)
+    target = oracles.reduced_grad(nodes, batch.student.shape, "batch")
+    assert_near(student.grad, target, torch.float32)
 
 
 def test_int32_labels_and_lengths(kind):
     batch = random_lattices(12, 3, 4, 3, 5)
     student, teacher, *rest = tensors(batch)
     narrow = [one.to(torch.int32) for one in rest]
-    wanted = oracles.reduced(oracle_nodes(kind, batch), 3, "batch")
-    assert_near(LOSSES[kind][0](student, teacher, *narrow), wanted)
+    target = oracles.reduced(oracle_nodes(kind, batch), 3, "batch")
+    assert_near(LOSSES[kind][0](student, teacher, *narrow), target)
 
 
 def test_two_classes_are_label_and_blank(kind):

@@ -58,10 +58,10 @@ class Example:
         return torch.from_numpy(self.student_lengths) if use_lengths else None
 
 
-def assert_near(actual, wanted, dtype=torch.float64):
+def assert_near(actual, correct, dtype=torch.float64):
     rtol, atol = TOLERANCE[dtype]
     actual = np.asarray(actual.detach().double())
-    np.testing.assert_allclose(actual, wanted, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(actual, correct, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
@@ -100,9 +100,9 @@ def test_value_and_gradient(shape, shift, use_lengths, reduction):
             temperature=temperature,
             reduction=reduction,
         )
-        wanted = oracles.reduced(nodes, shape[0], reduction)
-        assert loss.dtype == dtype and loss.shape == np.shape(wanted)
-        assert_near(loss, wanted, dtype)
+        correct = oracles.reduced(nodes, shape[0], reduction)
+        assert loss.dtype == dtype and loss.shape == np.shape(correct)
+        assert_near(loss, correct, dtype)
         if upstream is not None:
             loss = (loss * torch.tensor(upstream, dtype=dtype)).sum()
         loss.backward()
@@ -112,8 +112,8 @@ def test_value_and_gradient(shape, shift, use_lengths, reduction):
 def test_the_defaults():
     """No shift, all frames of the student, temperature 1, sum over nodes / B."""
     example = Example(2, 3, 5, 5, 2, 4)
-    wanted = oracles.reduced(example.nodes(), 3, "batch")
-    assert_near(path_kd(*example.tensors()), wanted)
+    correct = oracles.reduced(example.nodes(), 3, "batch")
+    assert_near(path_kd(*example.tensors()), correct)
 
 
 @pytest.mark.parametrize("shift", [-1, 0, 2])
@@ -136,7 +136,7 @@ def test_gradcheck(shift):
 
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_a_shift_is_a_rolled_student(shift):
-    """A student that is late by `shift` frames matches its teacher to the letter."""
+    """A student that is late by `shift` frames matches its teacher exactly."""
     example = Example(4, 3, 6, 6, 3, 5)
     teacher = torch.tensor(example.teacher)
     student = torch.roll(teacher, shift, dims=1).requires_grad_()
@@ -162,7 +162,7 @@ def test_a_shift_beyond_the_student_leaves_nothing(shift, reduction):
 @pytest.mark.parametrize("garbage", [-7, 10**9])
 @pytest.mark.parametrize("shift", [-1, 0, 2])
 def test_padding_changes_nothing(shift, garbage, poison):
-    """Padded frames and rows, and the path behind its length, hold rubbish."""
+    """Padded frames and rows, and the path past its length, hold garbage."""
     example = Example(6, 4, 6, 7, 3, 5)
     nodes = example.nodes(shift, True)
     student, teacher, path, lengths = example.tensors()
@@ -188,8 +188,8 @@ def test_padding_changes_nothing(shift, garbage, poison):
         )
         assert_near(loss, oracles.reduced(nodes, 4, reduction))
         loss.sum().backward()
-        wanted = oracles.reduced_grad(nodes, student.shape, reduction)
-        assert_near(student.grad, wanted)
+        correct = oracles.reduced_grad(nodes, student.shape, reduction)
+        assert_near(student.grad, correct)
         assert (student.grad[padding] == 0).all()
 
 
@@ -227,8 +227,8 @@ def test_more_padding_and_another_order_change_nothing():
         student_lengths=torch.full((4,), 6),
         reduction="none",
     )
-    wanted = oracles.reduced(example.nodes(), 4, "none")
-    assert_near(loss, wanted[order])
+    correct = oracles.reduced(example.nodes(), 4, "none")
+    assert_near(loss, correct[order])
 
 
 def test_the_teacher_receives_no_gradient():
@@ -252,11 +252,11 @@ def test_extreme_logits(scale, dtype):
         rest = example.tensors()[2:]
         target = torch.tensor(teacher, dtype=dtype)
         loss = path_kd(logits, target, *rest, reduction="none")
-        wanted = oracles.reduced(nodes, 3, "none")
-        np.testing.assert_allclose(loss.detach().numpy(), wanted, rtol=1e-5)
+        correct = oracles.reduced(nodes, 3, "none")
+        np.testing.assert_allclose(loss.detach().numpy(), correct, rtol=1e-5)
         loss.sum().backward()
-        wanted = oracles.reduced_grad(nodes, student.shape, "none")
-        np.testing.assert_allclose(logits.grad, wanted, rtol=1e-4, atol=1e-5)
+        correct = oracles.reduced_grad(nodes, student.shape, "none")
+        np.testing.assert_allclose(logits.grad, correct, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -279,8 +279,8 @@ def test_autocast_changes_nothing():
     student, *rest = example.tensors(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = path_kd(student, *rest)
-    wanted = oracles.reduced(example.nodes(), 3, "batch")
-    assert_near(loss, wanted, torch.float32)
+    correct = oracles.reduced(example.nodes(), 3, "batch")
+    assert_near(loss, correct, torch.float32)
 
 
 def test_without_labels_the_path_is_the_lattice():

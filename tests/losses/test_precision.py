@@ -19,10 +19,10 @@ from tests.losses.grid import (
     Result,
     lattice_args,
     options,
+    oracle_results,
     run,
     side,
     upstream,
-    wanted,
     weighted_sum,
 )
 from tests.oracles import random_case
@@ -33,13 +33,13 @@ UNIT = {
     torch.bfloat16: (2.0**-8, 0.0),
     torch.float16: (2.0**-11, 2.0**-25),
 }
-FLOAT32 = 1e-4  # what a float32 computation may be wrong by, of the largest element
+FLOAT32 = 1e-4  # error that float32 may have, relative to the largest element
 DTYPES = list(UNIT)
 CELLS = list(zip(NODES, (*CLASSES, *CLASSES)))
 
 
 def rounded(case, dtype):
-    """The case with every input as `dtype` holds it, in float64."""
+    """The case with every input rounded to `dtype`, in float64."""
 
     def to(array):
         if array is None:
@@ -84,7 +84,7 @@ def assert_precise(actual, expected, dtype):
 
 
 def has_ties(case):
-    """Rounded logits may tie, and which of two equals is among the k best is open."""
+    """Rounded logits may tie, and either of two equals may be among the k best."""
     if case.classes != "topk":
         return False
     for b, t, u in case.nodes():
@@ -105,7 +105,7 @@ def precision_case(nodes, classes, tail, seed=1, **fixed):
 def test_factored(nodes, cell, dtype):
     case = rounded(precision_case(nodes, *cell), dtype)
     actual = run(case, ("factored", "factored"), dtype=dtype)
-    assert_precise(actual, wanted(case), dtype)
+    assert_precise(actual, oracle_results(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,7 +117,7 @@ def test_dense(nodes, cell, dtype):
     )
     case = next(case for case in cases if not has_ties(case))
     actual = run(case, ("dense", "dense"), dtype=dtype)
-    assert_precise(actual, wanted(case, "dense"), dtype)
+    assert_precise(actual, oracle_results(case, "dense"), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -125,12 +125,12 @@ def test_dense(nodes, cell, dtype):
 def test_a_thousand_classes(classes, tail, dtype):
     case = precision_case("lattice", classes, tail, v=1000, size=(2, 4, 2))
     case = rounded(case, dtype)
-    assert_precise(run(case, dtype=dtype), wanted(case), dtype)
+    assert_precise(run(case, dtype=dtype), oracle_results(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_peaky_models(dtype):
-    """Confident on both sides: a rest of e^-20 at some nodes, exact all the same.
+    """Confident on both sides: a rest of e^-20 at some nodes, still exact.
 
     In float32 1 - p(label) - p(blank) would be 0 or noise there.
     """
@@ -146,7 +146,7 @@ def test_peaky_models(dtype):
         if u < case.batch.label_lengths[b]
     ]
     assert min(smallest) < -20
-    assert_precise(run(case, dtype=dtype), wanted(case), dtype)
+    assert_precise(run(case, dtype=dtype), oracle_results(case), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -185,7 +185,7 @@ def test_a_teacher_in_half_precision(student, teacher):
     )
     taught, _ = side(case, "teacher", teacher, torch.bfloat16)
     actual = run(case, (student, None), dtype=torch.float32, teacher=taught)
-    assert_precise(actual, wanted(case, student), torch.float32)
+    assert_precise(actual, oracle_results(case, student), torch.float32)
 
 
 # ------------------------------------------------------------ autocast

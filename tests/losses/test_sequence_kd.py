@@ -109,7 +109,7 @@ def test_a_constant_of_one_side_matters_only_to_the_log_probabilities():
     assert not torch.allclose(*l1)
 
 
-def test_one_hypothesis_says_nothing_to_kl():
+def test_one_hypothesis_has_no_kl():
     student = torch.tensor([[-3.0], [-70.0]], requires_grad=True)
     loss = full_sum_kd(student, torch.tensor([[-9.0], [-1.0]]), torch.tensor([1, 1]))
     loss.backward()
@@ -117,7 +117,7 @@ def test_one_hypothesis_says_nothing_to_kl():
 
 
 @pytest.mark.parametrize("distance", ["kl", "l1", "l2"])
-def test_a_hypothesis_that_a_side_cannot_make_is_left_out(distance: str):
+def test_a_hypothesis_that_a_side_cannot_produce_is_left_out(distance: str):
     student = torch.tensor([[-3.0, -torch.inf, -5.0, -2.0]], requires_grad=True)
     teacher = torch.tensor([[-2.0, -4.0, -7.0, -torch.inf]])
     loss = full_sum_kd(student, teacher, torch.tensor([4]), distance=distance)

@@ -31,10 +31,10 @@ def test_error_weights(beta, dtype):
     rng = np.random.default_rng(0)
     wer = np.float64(np.float32(rng.uniform(0.0, 3.0, (3, 4))))
     weights = error_weights(torch.tensor(wer, dtype=dtype), beta)
-    wanted = [[oracles.error_weight(one, beta) for one in row] for row in wer]
+    target = [[oracles.error_weight(one, beta) for one in row] for row in wer]
     assert weights.shape == (3, 4) and weights.dtype == dtype
     rtol = {torch.float64: 1e-13, torch.float32: 1e-6}[dtype]
-    np.testing.assert_allclose(weights.double().numpy(), wanted, rtol=rtol)
+    np.testing.assert_allclose(weights.double().numpy(), target, rtol=rtol)
 
 
 def test_beta_zero_is_uniform():
@@ -43,7 +43,7 @@ def test_beta_zero_is_uniform():
 
 
 def test_error_weights_hold_at_the_ends():
-    """A perfect hypothesis weighs 1 whatever beta; a hopeless one 0, not NaN."""
+    """A perfect hypothesis weighs 1 for any beta; a hopeless one 0, not NaN."""
     weights = error_weights(torch.tensor([0.0, 1e6]), 5.0)
     assert weights.tolist() == [1.0, 0.0]
 
@@ -51,43 +51,43 @@ def test_error_weights_hold_at_the_ends():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 2.0])
 def test_posterior_weights(scale, dtype):
-    """softmax of scale * score over the hypotheses that are there, 0 elsewhere."""
+    """softmax of scale * score over existing hypotheses, 0 elsewhere."""
     rng = np.random.default_rng(1)
     scores = np.float64(np.float32(-20.0 + 5.0 * rng.standard_normal((4, 5))))
     lengths = np.array([5, 1, 3, 2])
     weights = posterior_weights(
         torch.tensor(scores, dtype=dtype), scale, torch.from_numpy(lengths)
     )
-    wanted = oracles.posterior_weights(scores, scale, lengths)
+    target = oracles.posterior_weights(scores, scale, lengths)
     assert weights.shape == (4, 5) and weights.dtype == dtype
     rtol = {torch.float64: 1e-12, torch.float32: 2e-5}[dtype]
-    np.testing.assert_allclose(weights.double().numpy(), wanted, rtol=rtol)
+    np.testing.assert_allclose(weights.double().numpy(), target, rtol=rtol)
     np.testing.assert_allclose(weights.double().sum(1).numpy(), np.ones(4), rtol=1e-6)
     for b, count in enumerate(lengths):
         assert (weights[b, count:] == 0).all()
 
 
-def test_scale_zero_is_uniform_over_what_is_there():
+def test_scale_zero_is_uniform_over_existing_hypotheses():
     scores = torch.tensor([[-3.0, -50.0, -1.0], [-3.0, -50.0, -1.0]])
     weights = posterior_weights(scores, 0.0, torch.tensor([3, 2]))
     third = 1.0 / 3.0
-    wanted = [[third, third, third], [0.5, 0.5, 0.0]]
-    np.testing.assert_allclose(weights.numpy(), wanted, rtol=1e-6)
+    target = [[third, third, third], [0.5, 0.5, 0.0]]
+    np.testing.assert_allclose(weights.numpy(), target, rtol=1e-6)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
 def test_absent_hypotheses_change_nothing(poison):
     scores = torch.tensor([[-4.0, -5.0, -9.0], [-7.0, -7.5, -3.0]])
     lengths = torch.tensor([2, 1])
-    wanted = posterior_weights(scores, 1.0, lengths)
+    target = posterior_weights(scores, 1.0, lengths)
     scores[0, 2] = scores[1, 1] = scores[1, 2] = poison
     actual = posterior_weights(scores, 1.0, lengths)
-    assert actual.tolist() == wanted.tolist()
+    assert actual.tolist() == target.tolist()
     assert actual[1].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_extreme_scores():
-    """Log-scores ten thousands apart, and all of them far below zero."""
+    """Log-scores tens of thousands apart, and all far below zero."""
     scores = torch.tensor([[-1e4, -2e4, 0.0], [-1e4, -1e4, -1e4]])
     weights = posterior_weights(scores, 1.0, torch.tensor([3, 3]))
     np.testing.assert_allclose(weights[0].numpy(), [0.0, 0.0, 1.0])

@@ -24,10 +24,10 @@ from tests.losses.grid import (
     dense,
     lattice_args,
     options,
+    oracle_results,
     run,
     side,
     upstream,
-    wanted,
     weighted_sum,
 )
 from tests.oracles import random_case
@@ -50,7 +50,7 @@ def backend(request):
 def check_all_sides(case, **changed):
     for forms in SIDES:
         actual = run(case, forms, **changed)
-        assert_results(actual, wanted(case, forms[0]), note=str(forms))
+        assert_results(actual, oracle_results(case, forms[0]), note=str(forms))
 
 
 # ------------------------------------------------------------ the references themselves
@@ -82,7 +82,7 @@ def test_the_reference_gradients_are_finite_differences(nodes, topology):
 
 
 def test_the_reference_lattices_agree():
-    """Listing and sweep, in a band too; a modified alignment has an exit a frame."""
+    """Listing and sweep, in a band too; a modified alignment has one exit per frame."""
     narrow = 0
     for seed in range(20):
         case = random_case(seed, "band", v=4)
@@ -114,7 +114,7 @@ def test_cell(nodes, classes, tail, seed, backend):
 @pytest.mark.parametrize("classes, tail", CLASSES)
 @pytest.mark.parametrize("nodes", ["lattice", "band", "path shifted"])
 def test_modified_topology(nodes, classes, tail, backend):
-    """Every frame emits blank or one label; a path has a node a frame."""
+    """Every frame emits blank or one label; a path has one node per frame."""
     for seed in (11, 12):
         case = random_case(seed, nodes, classes, tail, topology="modified")
         check_all_sides(case, backend=backend)
@@ -125,7 +125,7 @@ def test_a_thousand_classes(nodes, classes, tail, backend):
     case = random_case(21, nodes, classes, tail, v=1000, size=(2, 3, 2), k=8, scale=1.5)
     for forms in (("factored", "factored"), ("dense", "dense")):
         actual = run(case, forms, backend=backend)
-        assert_results(actual, wanted(case, forms[0]), note=str(forms))
+        assert_results(actual, oracle_results(case, forms[0]), note=str(forms))
 
 
 @pytest.mark.parametrize("classes, tail", CLASSES)
@@ -154,7 +154,7 @@ def test_joint_networks(activation, bias, temperature):
 
 
 def test_every_setting_was_drawn():
-    """The random mixtures above do hold what they are said to hold."""
+    """The random mixtures above cover what the module docstring lists."""
     cases = [
         random_case(seed, nodes, *cell)
         for seed in SEEDS
@@ -184,7 +184,7 @@ def test_a_path_beside_a_band(nodes, classes, tail, backend):
 
 
 def test_bands_of_any_rows(backend):
-    """A row may stand twice in a band; bands need not be contiguous nor sorted."""
+    """A row may occur twice in a band; bands need not be contiguous or sorted."""
     case = random_case(51, "lattice", "collapsed", size=(2, 4, 3), v=5, weighted=False)
     ranges = np.zeros((2, 4, 3), dtype=int)
     frames, counts = case.batch.logit_lengths, case.batch.label_lengths
@@ -232,7 +232,7 @@ def test_the_defaults():
         )
         path = {} if case.path is None else {"path": torch.from_numpy(case.path)}
         losses = transducer_kd(student, teacher, *lattice_args(case), **path)
-        expected = wanted(case)
+        expected = oracle_results(case)
         for loss, value in zip(losses, expected[:2]):
             assert loss.shape == ()
             np.testing.assert_allclose(loss.detach(), value, rtol=1e-9)
@@ -248,7 +248,7 @@ def test_the_defaults():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", [("band", "collapsed"), ("path", "full")], ids=str)
 def test_each_loss_alone_and_both(cell, form, backend):
-    """Only what is asked for is differentiated; a sum gives the sum of gradients."""
+    """Only what is requested is differentiated; a sum gives the sum of gradients."""
     case = random_case(91, *cell, size=(3, 5, 3), v=7, reduction="batch")
     for a, b in ((1.0, None), (None, 1.0), (0.3, -2.0), (0.0, 1.0)):
         student, leaves = side(case, "student", form)
@@ -291,7 +291,7 @@ def test_frozen_parts(leaf):
     teacher, _ = side(case, "teacher", "factored")
     losses = transducer_kd(student, teacher, *lattice_args(case), **options(case))
     weighted_sum(losses, upstream(case)).backward()
-    expected = wanted(case).grads[leaf]
+    expected = oracle_results(case).grads[leaf]
     np.testing.assert_allclose(leaves[leaf].grad, expected, rtol=1e-9, atol=1e-10)
     assert all((one.grad is None) == (name != leaf) for name, one in leaves.items())
 
@@ -302,7 +302,7 @@ def test_no_grad_gives_the_values():
     teacher, _ = side(case, "teacher", "dense")
     with torch.no_grad():
         losses = transducer_kd(student, teacher, *lattice_args(case), **options(case))
-    for loss, value in zip(losses, wanted(case)):
+    for loss, value in zip(losses, oracle_results(case)):
         assert not loss.requires_grad
         np.testing.assert_allclose(loss, value, rtol=1e-9)
 
@@ -347,7 +347,7 @@ def test_tolerance_bounds_the_error_of_the_gradients(tolerance, form):
     for seed, activation in enumerate(("tanh", "relu", "identity")):
         for nodes in ("lattice", "band"):
             case = peaky_case(seed, nodes, activation=activation)
-            exact = wanted(case, form)
+            exact = oracle_results(case, form)
             actual = run(case, (form, "factored"), tolerance=tolerance)
             np.testing.assert_allclose(actual.transducer, exact.transducer, rtol=1e-9)
             np.testing.assert_allclose(actual.kd, exact.kd, rtol=1e-9)
@@ -363,7 +363,7 @@ def test_no_node_is_above_a_huge_tolerance():
     """It does skip: the gradient of the factored joint is then 0."""
     result = run(peaky_case(3), tolerance=1e9)
     assert all((grad == 0).all() for grad in result.grads.values())
-    exact = wanted(peaky_case(3))
+    exact = oracle_results(peaky_case(3))
     assert all((grad != 0).any() for grad in exact.grads.values())
 
 
@@ -373,7 +373,7 @@ def test_tolerance_zero_is_exact():
     smallest = np.abs(case.student_grad(1.0, 0.7)).max(-1)[~case.batch.padding()]
     assert 0 < smallest[smallest > 0].min() < 1e-30
     for forms in SIDES:
-        expected = wanted(case, forms[0])
+        expected = oracle_results(case, forms[0])
         assert_results(run(case, forms, tolerance=0.0), expected, note=str(forms))
 
 
@@ -381,7 +381,7 @@ def test_tolerance_zero_is_exact():
 
 
 def stored_lattice(case, dtype=torch.float64, void=math.nan):
-    """log p(blank), log p(label) of the teacher's nodes; `void` where there is none."""
+    """log p(blank), log p(label) of the teacher's nodes; `void` where missing."""
     batch = case.batch
     made = np.full((2, *batch.teacher.shape[:3]), void)
     for b in range(len(batch.labels)):
@@ -413,18 +413,20 @@ def test_a_stored_lattice_is_its_teacher(nodes, form, backend):
         for void in (math.nan, -math.inf, 0.0):
             teacher = stored_lattice(case, void=void)
             actual = run(case, (form, None), teacher=teacher, backend=backend)
-            assert_results(actual, wanted(case, form), rtol=1e-8, note=str(void))
+            assert_results(
+                actual, oracle_results(case, form), rtol=1e-8, note=str(void)
+            )
 
 
 @pytest.mark.parametrize("v", [2, 3, 1000])
 def test_a_stored_lattice_of_few_and_of_many_classes(v):
     case = random_case(103, "lattice", "collapsed", v=v, temperature=1.0, scale=1.0)
     actual = run(case, ("factored", None), teacher=stored_lattice(case))
-    assert_results(actual, wanted(case), rtol=1e-8)
+    assert_results(actual, oracle_results(case), rtol=1e-8)
 
 
 def test_a_stored_lattice_in_half_precision():
-    """Targets of fp16: as the values that they are, in float32."""
+    """Targets of fp16: their exact values, in float32."""
     case = random_case(104, "lattice", "collapsed", temperature=1.0, scale=1.0, v=12)
     half = stored_lattice(case, dtype=torch.float16)
     same = StoredLattice(half.blank.double(), half.label.double())
@@ -443,7 +445,7 @@ def test_a_stored_path_is_its_teacher(nodes, tail, form, backend):
             case = random_case(seed, nodes, "topk", tail, temperature=temperature)
             teacher = stored_path(case)
             actual = run(case, (form, None), teacher=teacher, backend=backend)
-            assert_results(actual, wanted(case, form), rtol=1e-8)
+            assert_results(actual, oracle_results(case, form), rtol=1e-8)
 
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalize"])
@@ -461,4 +463,4 @@ def test_a_stored_path_of_all_classes_is_the_full_one():
         case = random_case(114, "path", "topk", tail, v=7, k=7)
         actual = run(case, ("factored", None), teacher=stored_path(case))
         full = replace(case, classes="full")
-        assert_results(actual, wanted(full), rtol=1e-8)
+        assert_results(actual, oracle_results(full), rtol=1e-8)

@@ -4,7 +4,7 @@
 # this package; stock 202412 decodes the export, too. Task asr with conv2d subsampling,
 # whose weights have other names in the two versions.
 #
-# Usage: make across    builds both environments where they are not there
+# Usage: make across    builds both environments if missing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -78,7 +78,7 @@ assert worst < 1e-3, worst
 print(f"across_versions: {len(pairs)} hypotheses equal in both, scores within {worst:.1e}")
 PYTHON
 
-stock() { # stock PYTHON FOLDER OUTPUT: ESPnet's own inference where this package is absent
+stock() { # stock PYTHON FOLDER OUTPUT: ESPnet's own inference without this package
     "$1" - --batch_size 1 --ngpu 0 --config conf/search.yaml --output_dir "$3" \
         --asr_train_config "$2/config.yaml" --asr_model_file "$2/valid.loss.ave.pth" \
         --data_path_and_name_and_type dump/raw/test/wav.scp,speech,sound >"$3.log" 2>&1 \

@@ -17,7 +17,7 @@ ROOTS = [Path(root) for root in os.environ.get("ESPNET_ROOT", "").split(":") if 
     ids=[root.name for root in ROOTS] or [RELEASE],
 )
 def espnet_root(request) -> Path:
-    """Each checkout of ESPNET_ROOT, or the recipes of the ESPnet that is installed."""
+    """Each checkout of ESPNET_ROOT, or the recipes of the installed ESPnet."""
     if request.param:
         needed = (*SHARED, "egs2/mini_an4/asr1")
         lacking = [name for name in needed if not (request.param / name).exists()]
@@ -31,5 +31,5 @@ def espnet_root(request) -> Path:
     try:
         return fetch()
     except ConnectionError as error:
-        # What must run in CI is not skipped there.
+        # In CI these tests must not be skipped.
         (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))

@@ -23,13 +23,13 @@ PIN = REPO / "conf/espnet-recipes.txt"
 RELEASE = re.search(r"^espnet==(\d+)", PIN.read_text(), re.MULTILINE)[1]
 FOLDER = REPO / ".cache" / f"espnet-{RELEASE}"
 PARTS = ("egs2", "tools", "utils", "LICENSE")
-# A source distribution holds no links: those to files are files in it, those to folders
-# are lost. Without these, which ESPnet's setup.sh makes, no asr.sh runs.
+# A source distribution has no links: those to files become files, those to folders are
+# lost. Without the latter, which ESPnet's setup.sh makes, no asr.sh runs.
 LINKS = ("pyscripts", "scripts", "steps", "utils")
 
 
 def fetch() -> Path:
-    """The unpacked distribution, downloaded if it is not there.
+    """The unpacked distribution, downloaded if missing.
 
     Raises:
         ConnectionError: pip could not download it.
@@ -47,9 +47,9 @@ def fetch() -> Path:
 
 
 def download(folder: Path) -> Path:
-    """The archive, by pip from the registry that it is configured for."""
+    """The archive, by pip from its configured registry."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-    # It is read, not installed: a Python that this ESPnet does not support will do.
+    # It is read, not installed, so this ESPnet need not support the Python.
     command += ["--no-binary", ":all:", "--ignore-requires-python", "-r", str(PIN)]
     done = subprocess.run(
         [*command, "-d", str(folder)],
@@ -59,7 +59,7 @@ def download(folder: Path) -> Path:
     )
     if done.returncode:
         raise ConnectionError(
-            f"the recipes of ESPnet {RELEASE} could not be downloaded: pip said\n"
+            f"the recipes of ESPnet {RELEASE} could not be downloaded; pip's output:\n"
             f"{done.stdout[-2000:]}"
         )
     return folder / f"{FOLDER.name}.tar.gz"
@@ -87,7 +87,7 @@ def copy_recipe(root: Path, name: str, top: Path) -> Path:
     for part in (*SHARED, recipe):
         if not (top / part).exists():
             _copy(root / part, top / part)
-    # In a checkout some files are links to what other recipes hold.
+    # In a checkout some files are links to files of other recipes.
     for link in [path for path in top.rglob("*") if not path.exists()]:
         target = os.path.relpath(link.parent / os.readlink(link), top)
         is_inside = not target.startswith("..")

@@ -15,7 +15,7 @@ NO_STAGE = "--skip_data_prep true --skip_train true --skip_eval true".split()
 
 
 def run_script(folder: Path, words: Sequence[str], **variables: str) -> str:
-    """Run a script of a recipe in its folder; returns what it says.
+    """Run a script of a recipe in its folder; return its output.
 
     Args:
         folder: the recipe.

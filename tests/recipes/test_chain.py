@@ -149,7 +149,7 @@ def test_a_chain_that_is_done(recipe: Path):
 
 
 def test_a_chain_that_is_done_takes_seconds(recipe: Path):
-    """Its last lines name report and figure, from where the user stands."""
+    """Its last lines name report and figure, relative to the user's folder."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     answer = kd(recipe, "--stage", "2")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -168,7 +168,7 @@ def test_perturbed_names(recipe: Path):
     ids = set(table(recipe / "dump" / "raw" / "train_sp" / "wav.scp"))
     assert ids == {f"{sp}train{n}" for sp in ("", "sp1.1-") for n in range(5)}
     assert (recipe / "exp" / "asr_stats_raw_en_char_sp" / "train").is_dir()
-    # The teacher hears the same audio by the same frontend: one statistics run.
+    # The teacher reads the same audio through the same frontend: one statistics run.
     assert len(list((recipe / "exp").glob("asr_stats*"))) == 1
 
 
@@ -197,7 +197,7 @@ def test_report_of_four_systems(recipe: Path):
 
 
 def test_a_sparse_teacher(recipe: Path):
-    """Stage 11: the teacher itself, pruned; what is averaged is as sparse."""
+    """Stage 11: the teacher itself, pruned; the average is as sparse."""
     sparse = recipe / "exp" / "asr_small_sparse_seed3"
     config = yaml.safe_load((sparse / "config.yaml").read_text())
     assert config["init_param"] == ["exp/asr_small/valid.loss.ave.pth"]
@@ -277,7 +277,7 @@ def test_what_is_done_is_not_done_again(recipe: Path):
     assert written(recipe) == before
     for name in ("asr_small", "asr_small_kd_sequence", "teacher_decode/asr_small/more"):
         assert f"done before: exp/{name}" in answer.stdout
-    assert "| student+KD " in answer.stdout  # the table is shown all the same
+    assert "| student+KD " in answer.stdout  # the table is still shown
 
 
 def test_a_shard_that_was_removed_is_decoded_again(recipe: Path):
@@ -295,13 +295,13 @@ def test_a_shard_that_was_removed_is_decoded_again(recipe: Path):
 def test_a_changed_decoding_is_scored_again(recipe: Path):
     student = recipe / "exp" / "asr_small_kd_sequence"
     folder = student / "decode_asr_model_valid.loss.ave" / "dev"
-    said = (folder / "text").read_text()
+    decoded = (folder / "text").read_text()
     result = folder / "score_wer" / "result.md"
     (folder / "text").write_bytes((recipe / "dump/raw/dev/text").read_bytes())
     others = written(recipe / "exp" / "asr_small")
     answer = kd(recipe, "--stage", "13")
     assert answer.returncode == 0, answer.stderr
-    (folder / "text").write_text(said)
+    (folder / "text").write_text(decoded)
     for shown in result.read_text(), answer.stdout:
         assert re.search(r"\| student\+KD +\| +0\.00 ", shown)
     assert written(recipe / "exp" / "asr_small") == others
@@ -345,8 +345,10 @@ LONG = ("--asr_tag", "long", "--asr_args", EPOCHS)
 
 
 def stopped(folder: Path, number: signal.Signals) -> tuple[int, list[int], str]:
-    """Exit code of a training that is stopped after its second epoch, the epochs that
-    were told, and all that was said on stderr but by ESPnet's launcher."""
+    """Stop a training after its second epoch.
+
+    Returns its exit code, the reported epochs, and stderr without ESPnet's launcher.
+    """
     with kd_process(folder, "--stage", "9", "--stop_stage", "9", *LONG) as process:
         epochs: list[int] = []
         for line in process.stdout:
@@ -355,19 +357,19 @@ def stopped(folder: Path, number: signal.Signals) -> tuple[int, list[int], str]:
                 process.send_signal(number)
                 break
         epochs += [int(epoch) for epoch in EPOCH.findall(process.stdout.read())]
-        said = [x for x in process.stderr if "(launch:" not in x]
-    return process.returncode, epochs, "".join(said)
+        stderr = [x for x in process.stderr if "(launch:" not in x]
+    return process.returncode, epochs, "".join(stderr)
 
 
-def test_a_training_is_stopped_and_goes_on(recipe: Path):
+def test_a_training_is_stopped_and_resumes(recipe: Path):
     """By Ctrl-C, by kill; then its checkpoint is torn, and one of an older ESPnet."""
-    code, before, said = stopped(recipe, signal.SIGINT)
-    assert code == 130, said
-    assert re.fullmatch(r"\S+ \(kd.sh\) stopped; the same command goes on\n", said)
-    code, after, said = stopped(recipe, signal.SIGTERM)
-    assert code == 143 and said.count("\n") == 1, said
+    code, before, stderr = stopped(recipe, signal.SIGINT)
+    assert code == 130, stderr
+    assert re.fullmatch(r"\S+ \(kd.sh\) stopped; the same command resumes\n", stderr)
+    code, after, stderr = stopped(recipe, signal.SIGTERM)
+    assert code == 143 and stderr.count("\n") == 1, stderr
     assert before == list(range(1, len(before) + 1))
-    # None that was told is told again; some ended while kd.sh was stopped.
+    # None is reported twice; some ended while kd.sh was stopped.
     assert before[-1] < after[0] <= before[-1] + 3
     assert after == list(range(after[0], after[0] + len(after)))
     trainings = subprocess.run(["pgrep", "-f", "exp/asr_long"], capture_output=True)

@@ -2,8 +2,9 @@
 
 A model of full size is built and its parameters are counted. The same configuration,
 made small by options (`REDUCTIONS`), trains for two updates; then, with the KD settings
-beside it, for two more, taught by what was trained before. Search configurations and
-the options in the recipes' scripts are read by the parsers that they are meant for.
+beside it, for two more, with the models trained before as teachers. Search
+configurations and the options in the recipes' scripts are read by the parsers that they
+are meant for.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PRESETS = sorted(REPO.glob("conf/kd/*.yaml"))
 PRESETS_WITH = REPO / "egs" / "fsdd" / "asr1" / "conf"  # models that presets train
 
 # The largest that a value may be, by option and, after a colon, its kind of block. A
-# configuration with a kind of block that is not here has to add it.
+# configuration with a new kind of block must add it here.
 REDUCTIONS = {
     "encoder:conformer": dict(
         output_size=8,
@@ -82,7 +83,7 @@ REDUCTIONS = {
     "frontend:default": {},
     "frontend:None": {},
 }
-# S3PRL downloads its encoders: features of noise, as wide, stand for what they make.
+# S3PRL downloads its encoders: noise of the same width replaces their features.
 # Parameters in millions, as S3PRL 0.4.18 builds them.
 S3PRL = {"wavlm_base": 94.37}
 S3PRL_WIDTH = 768
@@ -119,12 +120,12 @@ class Config(NamedTuple):
 
     @property
     def without_downloads(self) -> list[str]:
-        """Options for features in the place of S3PRL's."""
+        """Options for features in place of S3PRL's."""
         return ["--input_size", str(S3PRL_WIDTH)] if self.upstream else []
 
 
 def kind_of(path: Path) -> str:
-    """What a file configures, told by what is in it."""
+    """What a file configures, by its content."""
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if values.keys() <= set(SECTIONS):
         return "kd"
@@ -145,7 +146,7 @@ def config_of(path: Path) -> Config:
 
 
 def smaller(kind: str, values: dict, config: Config) -> dict:
-    """Those options of a block that are above what `REDUCTIONS` allows."""
+    """The options of a block that are above the limits of `REDUCTIONS`."""
     assert kind in REDUCTIONS, (
         f"{config.path}: no reduction for {kind}; add one to REDUCTIONS of "
         f"{Path(__file__).name}"
@@ -209,7 +210,7 @@ def plain(**options: object) -> list[str]:
 
 
 def write_features(data: Path) -> None:
-    """Noise as wide as S3PRL's features, 50 frames of a second."""
+    """Noise as wide as S3PRL's features, 50 frames per second."""
     rng = np.random.default_rng(0)
     scp, shapes = [], []
     for line in (data / "speech_shape").read_text().splitlines():
@@ -316,7 +317,7 @@ def test_a_small_model_trains(small: Small, path: Path):
 
 
 @pytest.mark.parametrize("path", of_kind("training"), ids=name_of)
-def test_the_parameters_are_as_many_as_the_comment_says(path: Path, tmp_path: Path):
+def test_the_number_of_parameters_is_that_of_the_comment(path: Path, tmp_path: Path):
     """The first comment has "<figure> M parameters (vocabulary of <N> tokens)"."""
     config = config_of(path)
     comment = re.match(r"(#.*\n)*", path.read_text(encoding="utf-8"))[0]
@@ -400,8 +401,8 @@ def teacher_for(small: Small, conf: KDConf, path: Path) -> Path:
         return nodes_of_model(load_stock_model(exp / "config.yaml", exp / "1epoch.pth"))
 
     def serve(each: set[str]) -> bool:
-        wanted = [{x.nodes} if isinstance(x.nodes, str) else {*x.nodes} for x in losses]
-        return all(each & some for some in wanted)
+        needed = [{x.nodes} if isinstance(x.nodes, str) else {*x.nodes} for x in losses]
+        return all(each & some for some in needed)
 
     losses = conf.losses
     if not serve(nodes(path)):
@@ -468,12 +469,12 @@ def test_options_in_scripts_exist(script: Path):
     "script", [x for x in SCRIPTS if FOR_KD_SH.fullmatch(x.name)], ids=name_of
 )
 def test_kd_sh_takes_what_a_script_passes(script: Path):
-    """Its own options go to every step, which can so be told to run no stage. Where a
-    report comes after, there is nothing to report."""
+    """Its own options go to every step, so that no step runs a stage; a report that
+    follows has nothing to report."""
     answer = subprocess.run(
         [str(script), *NO_STAGE, "--python", sys.executable],
         cwd=script.parent,
-        # With a trained teacher run_yang2022.sh has nothing to download.
+        # With a trained teacher run_yang2022.sh need not download anything.
         env={
             **os.environ,
             "PYTHON": sys.executable,
@@ -486,7 +487,7 @@ def test_kd_sh_takes_what_a_script_passes(script: Path):
     steps = re.findall(r" Done in \d+ seconds: ", answer.stdout)
     assert steps and "Stage " not in answer.stdout, answer.stdout
     refused = re.findall(
-        "no such option.*|needs a value.*|are not taken.*", answer.stderr
+        "no such option.*|needs a value.*|are not accepted.*", answer.stderr
     )
     assert not refused
 

@@ -1,6 +1,6 @@
 """kd.sh and the shim in ESPnet's own egs2/mini_an4, with its own asr.sh and audio.
 
-What is imported is the ESPnet that is installed. It takes minutes: fifteen programs of
+The installed ESPnet is imported. It takes minutes: fifteen programs of
 ESPnet start, each importing it anew.
 """
 
@@ -22,7 +22,7 @@ from tests.recipes.espnet_recipes import copy_recipe, line_with_kd_sh
 from tests.starts import FAST_START
 from tests.tasks.recipe import KINDS
 
-# The first test waits for what all of them look at.
+# The first test waits for the results that all of them check.
 pytestmark = pytest.mark.timeout(3600)
 SHIM = "python3 -m espnet_kd.shim"
 FEW_UPDATES = dict(
@@ -90,7 +90,7 @@ class Lab(NamedTuple):
     environment: dict[str, str]
 
     def sh(self, *words: str) -> str:
-        """What a script says; its failure fails the test, with the ends of the logs."""
+        """Output of a script; its failure fails the test, with the ends of the logs."""
         done = subprocess.run(
             words,
             cwd=self.folder,
@@ -157,7 +157,7 @@ def _environment(programs: Path) -> dict[str, str]:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file that is no link."""
+    """Size and time of every file that is not a link."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.rglob("*")
@@ -166,11 +166,11 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 class Dropped(NamedTuple):
-    """The recipe before and after kd.sh, and what kd.sh said."""
+    """The recipe before and after kd.sh, and the output of kd.sh."""
 
     lab: Lab
     before: dict[str, tuple[int, int]]
-    said: str
+    output: str
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +184,9 @@ def dropped(lab: Lab) -> Dropped:
         f"{LAB} --stage 6 --skip_stages 9 --asr_tag small --kd_config "
         "conf/kd/sequence.yaml --teacher_exp exp/asr_train_large_raw_en_bpe30"
     )
-    said = lab.sh("bash", "run_kd.sh", *options.split())
+    output = lab.sh("bash", "run_kd.sh", *options.split())
     (lab.folder / "run_kd.sh").unlink()
-    return Dropped(lab, before, said)
+    return Dropped(lab, before, output)
 
 
 def test_what_asr_sh_made_is_untouched(dropped: Dropped):
@@ -217,13 +217,15 @@ def test_the_students_text_is_asr_shs(dropped: Dropped):
     assert [each["name"] for each in report["systems"]] == ["teacher", "student+KD"]
 
 
-def test_a_decoding_of_asr_sh_is_taken(dropped: Dropped):
+def test_a_decoding_of_asr_sh_is_reused(dropped: Dropped):
     exp = dropped.lab.folder / "exp"
     name = "asr_train_large_raw_en_bpe30"
     theirs = exp / name / DECODING / "test/text"
     ours = exp / "teacher_decode" / name / DECODING / "test/text"
     assert ours.read_text() == theirs.read_text()
-    assert f"{theirs.relative_to(exp.parent)}: decoded by asr.sh before" in dropped.said
+    assert (
+        f"{theirs.relative_to(exp.parent)}: already decoded by asr.sh" in dropped.output
+    )
 
 
 @pytest.mark.parametrize("system", ["teacher", "student"])

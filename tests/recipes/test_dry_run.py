@@ -29,7 +29,7 @@ def tree(folder: Path) -> dict[Path, int]:
 
 
 def states(table: str) -> list[str]:
-    """What is said of stages 1 to 14."""
+    """The states of stages 1 to 14."""
     rows = re.findall(r"^( ?\d+) \S.*?  +(\S.*)$", table, re.M)
     assert [int(number) for number, _ in rows] == list(range(1, 15)), table
     return [state for _, state in rows]
@@ -48,9 +48,9 @@ def test_our_recipes_have_no_faults(recipe: Path):
     before = tree(recipe)
     answer = dry_run(recipe)
     assert answer.returncode == 0, answer.stderr
-    said = states(answer.stdout)
-    assert said[6].startswith("nothing to do") and said[10] == "not asked for"
-    assert said[:6] + said[7:10] + said[11:] == 12 * ["will run"]
+    found = states(answer.stdout)
+    assert found[6].startswith("nothing to do") and found[10] == "not asked for"
+    assert found[:6] + found[7:10] + found[11:] == 12 * ["will run"]
     assert "No estimate: hours of audio are not known yet" in answer.stdout
     assert tree(recipe) == before
 
@@ -69,17 +69,17 @@ def test_all_faults_and_what_is_missing(mini: Path):
     assert answer.returncode == 1
     errors = re.findall("^Error: (.*)", answer.stderr, re.M)
     for part in (
-        "--use_k2 true: KD has no such",
+        "--use_k2 true: not supported with KD",
         "--asr_config conf/trian.yaml: not found",
         "--inference_config conf/x.yaml: not found",
         "dump/raw/train_labelled_kd_one_best_path/wav.scp: not found; run stage 8",
         "valid.loss.ave.pth: not found; run stage 5",
     ):
         assert sum(part in error for error in errors) == 1, errors
-    said = states(answer.stdout)
-    assert said[:8] == 6 * ["not asked for"] + [said[6], "not asked for"]
+    found = states(answer.stdout)
+    assert found[:8] == 6 * ["not asked for"] + [found[6], "not asked for"]
     train = "missing dump/raw/train_labelled/wav.scp, made by stage 2, and"
-    assert said[8].startswith(train)
+    assert found[8].startswith(train)
     assert not (mini / "exp").exists()
 
 

@@ -16,7 +16,7 @@ from tests.recipes import espnet_recipes
 from tests.recipes.espnet_recipes import REPO, copy_recipe, line_with_kd_sh
 
 ASR_SH = "egs2/TEMPLATE/asr1/asr.sh"
-# Recipes of 202611 that do not hand on what their run.sh is given, as the page says.
+# Recipes of 202611 whose run.sh does not pass its options on, as on the page.
 DEAF = {"chime7_task1", "chime8_task1", "clotho_v2", "ml_openslr63", "ml_superb"}
 DEAF |= {"tedlium3"}
 
@@ -59,7 +59,7 @@ def test_every_call_of_asr_sh_becomes_one_of_kd_sh(espnet_root: Path, tmp_path: 
     ],
 )
 def test_ways_to_call_asr_sh(tmp_path: Path, line: str):
-    """As people write them; a script whose name ends alike is left alone."""
+    """As people write them; a script whose name ends the same way is unchanged."""
     for name in ("asr.sh", "kd.sh", "enh_asr.sh"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
         (tmp_path / name).chmod(0o755)
@@ -79,7 +79,7 @@ def test_the_recipes_are_those_of_environment_c():
     assert f"espnet=={espnet_recipes.RELEASE}" in pins
 
 
-def test_recipes_that_hand_on_no_options(espnet_root: Path):
+def test_recipes_that_pass_no_options_on(espnet_root: Path):
     """docs/dropping_in.md names them: options of run_kd.sh are lost there."""
     if espnet_root != espnet_recipes.FOLDER:
         pytest.skip("other releases have other recipes")
@@ -128,7 +128,7 @@ def test_torn_archive_leaves_nothing_half_done(tmp_path: Path, monkeypatch):
     assert not (folder / "other").exists()
 
 
-def test_a_registry_that_does_not_answer_is_told(tmp_path: Path, monkeypatch):
+def test_a_registry_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(espnet_recipes, "FOLDER", tmp_path / "espnet-0")
     for name, value in {
         "NO_INDEX": "1",
@@ -141,7 +141,7 @@ def test_a_registry_that_does_not_answer_is_told(tmp_path: Path, monkeypatch):
     assert not (tmp_path / "espnet-0").exists()
 
 
-# Of a script: its options and their defaults, which stand between these two lines.
+# The options of a script and their defaults, which are between these two lines.
 DEFAULTS = r"""
 eval "$(sed -n '/^stage=1 /,/^help_message=/p' "$0" | sed '$d')"
 for name in $(compgen -v); do [[ ! ${name} =~ ^[a-z] ]] || declare -p "${name}"; done
@@ -159,7 +159,7 @@ inference_tag=${tag}
 """
 
 
-def test_every_option_of_asr_sh_is_taken(espnet_root: Path):
+def test_every_option_of_asr_sh_is_accepted(espnet_root: Path):
     """Under its name and with its default."""
     found = []
     for script in espnet_root / ASR_SH, REPO / "egs/TEMPLATE/asr1/kd.sh":
@@ -187,7 +187,7 @@ def test_every_option_of_asr_sh_is_taken(espnet_root: Path):
     ],
 )
 def test_names_are_asr_shs(espnet_root: Path, tmp_path: Path, options: str):
-    """Both scripts up to where they do something, then what they would work with."""
+    """Both scripts up to where they do something, then the names they would use."""
     (tmp_path / "conf").mkdir()
     (tmp_path / "asr.sh").symlink_to(espnet_root / ASR_SH)
     for name in ("utils", "scripts", "cmd.sh"):
@@ -201,7 +201,7 @@ def test_names_are_asr_shs(espnet_root: Path, tmp_path: Path, options: str):
         f"--skip_train true --skip_eval true {options}"
     )
     words = [word.replace("|", " ") for word in given.split()]
-    said = {}
+    derived = {}
     for name, text in (("asr", asr + NAMES), ("kd", kd + KD_NAMES + NAMES)):
         (tmp_path / f"{name}_names.sh").write_text(text)
         done = subprocess.run(
@@ -213,12 +213,12 @@ def test_names_are_asr_shs(espnet_root: Path, tmp_path: Path, options: str):
         )
         assert done.returncode == 0, done.stderr
         lines = re.findall(r"^(\w+) (.*)$", done.stdout, re.M)
-        said[name] = dict(lines)
-    assert set(said["asr"]) >= {"asr_exp", "inference_tag"}
-    assert said["kd"] == said["asr"]
+        derived[name] = dict(lines)
+    assert set(derived["asr"]) >= {"asr_exp", "inference_tag"}
+    assert derived["kd"] == derived["asr"]
 
 
-# The line of each run.sh: what the names of files follow from.
+# The line of each run.sh, from which the names of files follow.
 LINES = {
     "librispeech": "train_960_sp dev bpe LM",
     "librispeech_100": "train_clean_100_sp dev bpe",
@@ -247,7 +247,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 def names_by_asr_sh(folder: Path, *options: str) -> dict[str, str]:
-    """What the asr.sh of a recipe makes of the line in its run.sh."""
+    """The names that a recipe's asr.sh derives from the line in its run.sh."""
     text = (folder / "asr.sh").read_text().split("# ====", 1)[0]
     more = "asr_config inference_lm valid_set test_sets eval_valid_set nlsyms_txt"
     (folder / "names.sh").write_text(
@@ -262,7 +262,7 @@ def names_by_asr_sh(folder: Path, *options: str) -> dict[str, str]:
 
 
 def files_of(recipe: str, names: dict[str, str]) -> set[str]:
-    """What stages 6 to 14 read of what asr.sh and the teacher's training made."""
+    """The files of asr.sh and the teacher's training that stages 6 to 14 read."""
     train, valid, tokens, *lm = LINES[recipe].split()
     assert names["valid_set"] == valid
     stats, data = names["asr_stats_dir"], names["data_feats"]
@@ -283,11 +283,11 @@ def files_of(recipe: str, names: dict[str, str]) -> set[str]:
 
 @pytest.fixture
 def recipe(request, espnet_root: Path, tmp_path: Path) -> Path:
-    """A recipe of ESPnet into which kd.sh is dropped as the page says."""
+    """A recipe of ESPnet into which kd.sh is dropped as on the page."""
     if not (espnet_root / "egs2" / request.param / "asr1/run.sh").exists():
         pytest.skip(f"{espnet_root} has no egs2/{request.param}/asr1")
     folder = copy_recipe(espnet_root, request.param, tmp_path)
-    # For this AISHELL's path.sh looks.
+    # AISHELL's path.sh looks for this.
     (tmp_path / "tools/kenlm/build/bin").mkdir(parents=True)
     module = (sys.executable, "-m", "espnet_kd.bin.install_recipe", ".")
     for command in (module, ("bash", "-c", line_with_kd_sh())):
@@ -297,7 +297,7 @@ def recipe(request, espnet_root: Path, tmp_path: Path) -> Path:
 
 
 def make(folder: Path, files: set[str], names: dict[str, str]) -> None:
-    """The files as asr.sh leaves them, in short; the teacher is what run.sh trains."""
+    """The files as asr.sh leaves them, abridged; run.sh trains the teacher."""
     lm = f"{names['lm_exp']}/config.yaml"
     if lm in files:
         files = {*files, f"{names['lm_exp']}/{names['inference_lm']}"}
@@ -312,9 +312,9 @@ def make(folder: Path, files: set[str], names: dict[str, str]) -> None:
         (folder / name).write_text(yaml.safe_dump(teacher))
 
 
-def lacking(said: str) -> set[str]:
-    """The files that kd.sh calls missing."""
-    errors = re.findall(r"^Error: (?:--use_lm true: )?(.*)$", said, re.MULTILINE)
+def lacking(output: str) -> set[str]:
+    """The files that kd.sh reports as missing."""
+    errors = re.findall(r"^Error: (?:--use_lm true: )?(.*)$", output, re.MULTILINE)
     assert all(
         re.match(r"\S+: not found; |\S+ not found: |\S+: not found$", e) for e in errors
     )
@@ -323,7 +323,7 @@ def lacking(said: str) -> set[str]:
 
 @pytest.mark.parametrize("recipe", LINES, indirect=True)
 def test_a_recipes_own_line(recipe: Path):
-    """kd.sh takes it, and looks for what asr.sh makes of it by asr.sh's names."""
+    """kd.sh accepts it, and looks for asr.sh's results by asr.sh's names."""
     names = names_by_asr_sh(recipe, "--asr_tag", "small")
     files = files_of(recipe.parent.name, names)
     before = set(recipe.rglob("*"))
@@ -331,7 +331,7 @@ def test_a_recipes_own_line(recipe: Path):
     done = run(recipe, *line, "6")
     assert done.returncode == 1
     assert lacking(done.stderr) == files
-    # From stage 1 on, all but models of others is made.
+    # From stage 1 on, everything but other people's models is made.
     assert lacking(run(recipe, *line, "1").stderr) == {
         name for name in files if name.startswith(("exp/asr_large", names["lm_exp"]))
     }
@@ -345,7 +345,7 @@ def test_a_recipes_own_line(recipe: Path):
 
 @pytest.mark.parametrize("recipe", ["tedlium3"], indirect=True)
 def test_options_that_a_recipe_loses_are_missed(recipe: Path):
-    """Its run.sh hands on none: kd.sh would be at stage 1, and does not begin."""
+    """Its run.sh passes none on: kd.sh would begin at stage 1, and refuses."""
     before = set(recipe.rglob("*"))
     done = run(recipe, "bash", "run_kd.sh", *KD_LINE.split(), "6")
     assert done.returncode == 1
@@ -365,7 +365,7 @@ def test_options_that_a_recipe_loses_are_missed(recipe: Path):
     indirect=["recipe"],
 )
 def test_a_recipe_that_kd_cannot_train(recipe: Path, refused: str):
-    """It is told by the option of its run.sh."""
+    """The message names the option of its run.sh."""
     done = run(recipe, "bash", "run_kd.sh", *KD_LINE.split(), "6")
     assert done.returncode == 1
     assert f"Error: {refused}: " in done.stderr

@@ -33,7 +33,7 @@ def test_a_resumed_training(tmp_path: Path):
     with log.open("w") as lines:
         lines.write(HEAD + STARTED + HEAD + "other words\n" + HEAD)
         lines.write(RESULTS.format(2, 0.25)[:70])
-        lines.flush()  # a line that is half written
+        lines.flush()  # a half-written line
         time.sleep(0.7)
         lines.write(RESULTS.format(2, 0.25)[70:] + HEAD + NEXT.format(3))
         lines.flush()
@@ -43,14 +43,14 @@ def test_a_resumed_training(tmp_path: Path):
     rest = follower.stdout.read().splitlines()
     assert follower.wait() == 0
     losses = "train loss 109.285 (hard 106.707, kd_path 2.578), valid loss 95.846"
-    told = [line.split(" (kd.sh)   ")[1] for line in (first.rstrip(), *rest)]
-    assert told == [
+    shown = [line.split(" (kd.sh)   ")[1] for line in (first.rstrip(), *rest)]
+    assert shown == [
         f"epoch 2 of 4: {losses}, wer 0.25, acc 0.512, 3 minutes and 12.5 seconds left",
         f"epoch 3 of 4: {losses}, acc 0.512",
     ]
 
 
-def test_a_character_that_is_half_written(tmp_path: Path):
+def test_a_half_written_character(tmp_path: Path):
     log = tmp_path / "train.log"
     log.write_bytes("é".encode()[:1])
     follower = subprocess.Popen(
@@ -66,7 +66,7 @@ def test_a_character_that_is_half_written(tmp_path: Path):
     assert follower.wait() == 0
 
 
-def test_it_ends_when_nobody_waits(tmp_path: Path):
+def test_it_ends_with_its_parent(tmp_path: Path):
     """kd.sh itself was killed by SIGKILL."""
     follower = f"{sys.executable} {PROGRAM} {tmp_path}/train.log"
     command = f"{follower} >/dev/null & echo $!; sleep 1"
@@ -76,4 +76,4 @@ def test_it_ends_when_nobody_waits(tmp_path: Path):
         if not process.exists() or "\nState:\tZ" in (process / "status").read_text():
             return
         time.sleep(0.1)
-    raise AssertionError("it follows a log that nobody writes")
+    raise AssertionError("it still follows the log")

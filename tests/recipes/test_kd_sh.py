@@ -1,4 +1,4 @@
-"""kd.sh and its helpers as a shell sees them; the whole chain is `make demo-small`."""
+"""kd.sh and its helpers from a shell; the whole chain is `make demo-small`."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_missing_option_is_named(recipe):
     assert "--asr_config is needed" in answer.stderr
 
 
-def test_options_of_asr_sh_are_taken(recipe):
+def test_options_of_asr_sh_are_accepted(recipe):
     options = (
         "--use_lm false --audio-format wav --max_wav_duration 30 --nj 4 --num_inf 1 "
         "--eval_valid_set true --use_nlp_prompt false --hf_repo lab/name"
@@ -155,8 +155,8 @@ def test_failure_stops_the_chain_and_names_the_log(recipe):
     assert "Stage 12" not in answer.stdout
 
 
-def test_a_launcher_that_fails_itself(recipe):
-    """No log is written; that of an earlier run tells nothing of this one."""
+def test_a_launcher_that_itself_fails(recipe):
+    """No log is written; that of an earlier run does not describe this one."""
     write_inputs_of_stage_9(recipe)
     program(
         recipe / "queue.pl", '#!/bin/sh\necho "queue.pl: no such queue" >&2\nexit 1\n'
@@ -173,7 +173,7 @@ def test_a_launcher_that_fails_itself(recipe):
 
 
 @pytest.mark.parametrize(
-    "options, wanted",
+    "options, expected",
     [
         ("--ngpu 4", "--gpu 4 exp/student/train.log .*asr_train .*--ngpu 4 "),
         (
@@ -183,8 +183,8 @@ def test_a_launcher_that_fails_itself(recipe):
         ),
     ],
 )
-def test_several_gpus_go_through_espnets_launch_and_cmd_sh(recipe, options, wanted):
-    """What slurm.pl is asked for. The one here notes it down and runs nothing."""
+def test_several_gpus_go_through_espnets_launch_and_cmd_sh(recipe, options, expected):
+    """The arguments of slurm.pl. The one here records them and runs nothing."""
     write_inputs_of_stage_9(recipe)
     program(recipe / "utils" / "slurm.pl", '#!/bin/sh\necho "$@" >asked\nexit 1\n')
     (recipe / "cmd.sh").write_text(
@@ -196,7 +196,7 @@ def test_several_gpus_go_through_espnets_launch_and_cmd_sh(recipe, options, want
     assert "training failed, see exp/student/launch.log\n" in answer.stderr
     asked = (recipe / "asked").read_text()
     assert asked.startswith("-p gpu --name exp/student/train.log ")
-    assert re.search(wanted, asked)
+    assert re.search(expected, asked)
     assert "--multiprocessing_distributed true" in asked.replace("True", "true")
 
 
@@ -215,8 +215,8 @@ def test_the_valid_set_among_the_test_sets(recipe):
         assert "decoding of org/valid test with stock" in answer.stdout
 
 
-def test_the_lm_that_asr_sh_would_take_is_asked_for(recipe):
-    """Of a recipe that has asr.sh; without, --use_lm true is no more than a wish."""
+def test_the_lm_that_asr_sh_would_use_is_required(recipe):
+    """In a recipe that has asr.sh; without, --use_lm true is only a default."""
     write_inputs_of_stage_9(recipe)
     write_decoded(recipe)
     stage = (*NEEDED.split(), "--stage", "12", "--asr_exp", "exp/student")
@@ -268,7 +268,7 @@ def test_what_asr_sh_made_is_left_alone(recipe):
     assert answer.stdout.count("was not made by kd.sh: left as it is") == 5
     answer = kd(recipe, f"{options} --stage 9 --stop_stage 9")
     assert answer.returncode == 0, answer.stderr
-    assert "exp/student was not trained by kd.sh: taken as it is" in answer.stdout
+    assert "exp/student was not trained by kd.sh: used as it is" in answer.stdout
     assert before == {path: path.stat().st_mtime_ns for path in recipe.rglob("*")}
     (student / "valid.acc.ave_1best.pth").unlink()
     answer = kd(recipe, f"{options} --stage 9 --stop_stage 9")
@@ -391,7 +391,7 @@ def test_path_sh_of_the_recipe_comes_first(recipe):
         ("# Started\n# Ended (code 1)\n", ""),
     ],
 )
-def test_what_a_failed_command_said(tmp_path, log, message):
+def test_the_message_of_a_failed_command(tmp_path, log, message):
     (tmp_path / "train.log").write_text(log)
     command = f". {TEMPLATE}/utils/kd_functions.sh; refusal_in train.log"
     answer = shell(tmp_path, "bash", "-euc", command)
@@ -404,7 +404,7 @@ def test_what_a_failed_command_said(tmp_path, log, message):
     ids=lambda path: path.name,
 )
 def test_scripts_can_be_read(script):
-    """Lines fit a screen, kd.sh can be read at a sitting, shellcheck has no remark."""
+    """Lines fit a screen, kd.sh is short enough to read, shellcheck finds nothing."""
     lines = script.read_text().splitlines()
     assert [line for line in lines if len(line) > 88] == []
     assert len(lines) <= 410

@@ -33,7 +33,7 @@ TRANSFORMER = SMALL + (
     "--decoder_conf attention_heads=1 --decoder_conf linear_units=8 "
     "--decoder_conf num_blocks=1"
 )
-# An untrained model says something at least.
+# Even an untrained model then outputs something.
 SEARCH = "beam_size: 2\nminlenratio: 0.1\nmaxlenratio: 0.3\n"
 
 
@@ -77,18 +77,21 @@ def test_run_sh_ends_with_a_report(recipe: Path):
 
 
 def test_the_students_learn_from_both_kinds_of_audio(recipe: Path):
-    """Labelled audio with its references; the rest with what the teacher said."""
+    """Labelled audio with its references; the rest with the teacher's hypotheses."""
     kd_set = recipe / "dump" / "raw" / "train_clean_100_kd_one_best_path"
     texts = table(kd_set / "text")
     references = table(recipe / "data" / "train_clean_100" / "text")
-    unheard = table(recipe / "data" / "train_unlabelled_860" / "wav.scp")
+    unlabelled = table(recipe / "data" / "train_unlabelled_860" / "wav.scp")
     assert {name: texts[name] for name in references} == references
-    assert texts.keys() - references.keys() and texts.keys() <= {*references, *unheard}
-    said = {text for name, text in texts.items() if name in unheard}
-    assert not said & set(TEXTS)
+    assert texts.keys() - references.keys() and texts.keys() <= {
+        *references,
+        *unlabelled,
+    }
+    hypotheses = {text for name, text in texts.items() if name in unlabelled}
+    assert not hypotheses & set(TEXTS)
 
 
-def test_flac_is_read_as_it_is(recipe: Path):
+def test_flac_is_read_without_conversion(recipe: Path):
     locations = table(recipe / "dump" / "raw" / "train_unlabelled_860" / "wav.scp")
     for name, path in locations.items():
         assert path.startswith("../corpus/LibriSpeech/train-")
@@ -112,7 +115,7 @@ def kim2019(folder: Path) -> Path:
     search = ("--inference_config", "conf/small.yaml")
     search += ("--teacher_inference_config", "conf/small.yaml")
     models = ("--asr_args", TRANSFORMER, "--teacher_asr_args", TRANSFORMER)
-    # Stages 13 and 14 have been seen in run.sh; this script has its own table.
+    # Stages 13 and 14 are tested with run.sh; this script has its own table.
     few = ("--nbpe", "32", "--skip_stages", "13 14")
     variables = dict(STUDENTS="a", BETAS="5")
     run(folder, "./run_kim2019.sh", *few, *search, *models, **variables)

@@ -88,7 +88,7 @@ def recipe(tmp_path_factory) -> Path:
 
 
 def run(recipe: Path, script: str, *options: str, **variables: str) -> str:
-    """What a script of the recipe says; it must end well."""
+    """The output of a script of the recipe, which must succeed."""
     words = [word for name, value in OPTIONS.items() for word in (f"--{name}", value)]
     corpus = str(recipe.parents[2] / "corpus")
     return run_script(
@@ -126,7 +126,7 @@ def config_of(exp: Path) -> dict:
 
 
 def test_the_teacher_starts_from_torchaudio(yang: Path):
-    """What is frozen in the first updates is as it was downloaded."""
+    """The weights frozen in the first updates are those of the download."""
     teacher = yang / "exp" / "asr_yang2022_wav2vec2"
     trained = torch.load(teacher / "valid.loss.ave.pth")
     start = torch.load(yang / CHECKPOINT)
@@ -150,18 +150,20 @@ def test_the_streaming_student_is_taught_later(yang: Path):
 
 
 def test_unlabelled_audio_has_hypotheses_for_text(yang: Path):
-    """References of the labelled set; of the other what the teacher heard."""
+    """References of the labelled set; the teacher's hypotheses of the other."""
     labelled = table(yang / "dump" / "raw" / "train_clean_100" / "text")
     decoded = yang / "exp" / "teacher_decode" / "asr_yang2022_wav2vec2"
     shard = decoded / "train_unlabelled_860" / "hypotheses.1.jsonl"
-    heard = {}
+    hypotheses = {}
     for line in shard.read_text().splitlines():
         cut = json.loads(line)
-        heard[cut["id"]] = cut["supervisions"][0]["custom"]["hypotheses"][0]["text"]
-    assert len(heard) == 5
-    heard = {name: text for name, text in heard.items() if text}
+        hypotheses[cut["id"]] = cut["supervisions"][0]["custom"]["hypotheses"][0][
+            "text"
+        ]
+    assert len(hypotheses) == 5
+    hypotheses = {name: text for name, text in hypotheses.items() if text}
     kd_set = yang / "dump" / "raw" / "train_clean_100_kd_unlabelled"
-    assert table(kd_set / "text") == {**labelled, **heard}
+    assert table(kd_set / "text") == {**labelled, **hypotheses}
 
 
 def table(path: Path) -> dict[str, str]:

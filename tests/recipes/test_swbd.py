@@ -67,7 +67,7 @@ def options(values: dict[str, str]) -> list[str]:
 
 
 def run(folder: Path, script: str, *more: str, **variables: str) -> str:
-    """A script of the recipe; what it says."""
+    """The output of a script of the recipe."""
     return run_script(folder, [script, *options(OPTIONS), *more], **variables)
 
 
@@ -82,7 +82,7 @@ def recipe(tmp_path_factory) -> Path:
     for name in ("conformer", "blstm", "student"):
         make_small(recipe / "conf" / "yang2019" / f"train_{name}.yaml")
     change(recipe / "conf" / "decode.yaml", SEARCH)
-    # What an earlier run with another teacher left is not reported.
+    # Results of an earlier run with another teacher are not reported.
     other = recipe / "exp" / "asr_yang2019_transformer" / "decode" / "eval2000"
     other.mkdir(parents=True)
     (other / "text").write_text("")
@@ -93,8 +93,8 @@ def recipe(tmp_path_factory) -> Path:
             run(recipe, "./run_yang2019.sh", **places, **some)
     else:
         run(recipe, "./run_yang2019.sh", **places, **some)
-    # Statistics and a teacher are there; only the student with KD is trained. Scores by
-    # the stm are shown above.
+    # Statistics and a teacher exist; only the student with KD is trained. The
+    # scores by the stm are tested above.
     known = {
         "asr_stats_dir": "exp/asr_stats_yang2019",
         "teacher_asr_config": "",
@@ -131,8 +131,8 @@ def test_word_pieces_hold_noises(recipe):
 
 
 def test_one_statistics_run(recipe):
-    """All models hear the same through the same front end; not run.sh's folder, whose
-    other options would make the statistics anew and so refuse the trainings."""
+    """All models read the same audio through the same front end; not run.sh's folder,
+    whose other options would remake the statistics and so refuse the trainings."""
     names = [path.name for path in (recipe / "exp").glob("asr_stats*")]
     assert names == ["asr_stats_yang2019"]
 
@@ -203,4 +203,4 @@ def test_missing_corpus_is_named(tmp_path):
         text=True,
     )
     assert answer.returncode == 1
-    assert "EVAL2000='' is no folder" in answer.stderr
+    assert "EVAL2000='': folder not found" in answer.stderr

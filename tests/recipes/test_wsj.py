@@ -49,8 +49,8 @@ def folder(tmp_path_factory) -> Path:
     wsj_tree.write_tree(folder / "corpus", shorten=bool(shutil.which("sph2pipe")))
     left_out = shutil.ignore_patterns("data", "dump", "exp")
     shutil.copytree(RECIPE, folder / "asr1", ignore=left_out)
-    # After two updates the best hypothesis is empty, unless that is forbidden. The
-    # teacher's search takes no options beside its configuration.
+    # After two updates the best hypothesis is empty, unless forbidden. The
+    # teacher's search has no options beside its configuration.
     search = yaml.safe_load((RECIPE / "conf/munim2018/decode.yaml").read_text())
     search |= dict(beam_size=3, minlenratio=0.1, maxlenratio=0.2)
     (folder / "asr1" / "conf" / "small.yaml").write_text(yaml.safe_dump(search))
@@ -70,7 +70,7 @@ def lines(path: Path) -> list[str]:
 
 
 def test_characters(folder):
-    """What is not scored is one token; every other character is one."""
+    """Each unscored symbol is one token, as is every other character."""
     tokens = lines(folder / "asr1" / "data" / "en_token_list" / "char" / "tokens.txt")
     texts = " ".join(u.text for u in wsj_tree.SETS["train_si284"])
     for symbol in "<*IN*>", "<NOISE>":
@@ -93,7 +93,7 @@ def test_hypotheses_replace_references(folder):
 
 
 def test_report(folder):
-    """Teacher, student without and with KD; a noise is no word of the reference."""
+    """Teacher, student without and with KD; a noise is not a word of the reference."""
     student = folder / "asr1" / "exp" / "asr_student_kd_nbest2"
     report = json.loads((student / "report_test_dev93.json").read_text())
     names = [system["name"] for system in report["systems"]]
@@ -107,7 +107,7 @@ def test_report(folder):
 
 
 def test_parameters():
-    """What the configurations say of their sizes, with 52 characters."""
+    """The sizes in the configurations' comments, with 52 characters."""
     sizes = {}
     for config in (*RECIPE.glob("conf/*/las_*.yaml"), *RECIPE.glob("conf/train_*")):
         words = ["--config", str(config), "--token_type", "char"]
@@ -138,4 +138,4 @@ def test_a_missing_corpus_is_named(tmp_path):
         text=True,
     )
     assert answer.returncode != 0
-    assert "WSJ0='nowhere' is no folder" in answer.stderr
+    assert "WSJ0='nowhere': folder not found" in answer.stderr

@@ -1,7 +1,7 @@
 """KD losses recomputed utterance by utterance, in plain loops and in float64.
 
 Each utterance is encoded alone, by methods of stock ESPnet models; nothing is padded.
-Of espnet_kd only `prune_ranges` is used, which has an oracle of its own. The loops are
+Of espnet_kd only `prune_ranges` is used, which has its own oracle. The loops are
 those of tests.oracles, the gradients are its closed forms.
 """
 
@@ -41,7 +41,7 @@ def logits_of(
     lattice are: means of them differ, as the joint network is not linear.
     """
     encoder_out, _ = model.encode(speech[None], torch.tensor([len(speech)]))
-    heard = encoder_out
+    encoded = encoder_out
     slowed = slower(encoder_out[0], stride, rate)[None]
     result = {}
     if getattr(model, "ctc", None) is not None:
@@ -52,13 +52,13 @@ def logits_of(
         prefix = torch.cat([torch.tensor([BLANK]), labels])[None]
         model.decoder.set_device(speech.device)
         decoder_out = model.decoder(prefix)
-        read = heard if is_dense else slowed
+        read = encoded if is_dense else slowed
         lattice = model.joint_network(read.unsqueeze(2), decoder_out.unsqueeze(1))[0]
         result["lattice"] = slower(lattice, stride, rate) if is_dense else lattice
     elif model.decoder is not None:
         prefix = torch.cat([torch.tensor([model.sos]), labels])[None]
-        lengths = torch.tensor([heard.size(1)]), torch.tensor([prefix.size(1)])
-        result["tokens"] = model.decoder(heard, lengths[0], prefix, lengths[1])[0][0]
+        lengths = torch.tensor([encoded.size(1)]), torch.tensor([prefix.size(1)])
+        result["tokens"] = model.decoder(encoded, lengths[0], prefix, lengths[1])[0][0]
     return result
 
 
@@ -118,7 +118,7 @@ def node_classes(log_q, classes, k, tail, label, keep) -> tuple[list, list]:
 
 
 def lattice_nodes(
-    said: np.ndarray,
+    taught: np.ndarray,
     labels: Sequence[int],
     band: np.ndarray | None = None,
     *,
@@ -132,19 +132,19 @@ def lattice_nodes(
     """Nodes (t, u) that are compared, and the factor of each.
 
     Args:
-        said: the teacher's logits (T, U+1, V).
+        taught: the teacher's logits (T, U+1, V).
         band: (T, S) rows of a pruned student.
     """
-    everything = list(np.ndindex(said.shape[:2]))
+    everything = list(np.ndindex(taught.shape[:2]))
     if nodes == "path":
-        found = best_paths(said, labels, 1 if paths == "best" else num_paths)
+        found = best_paths(taught, labels, 1 if paths == "best" else num_paths)
         norm = oracles.logsumexp([score for score, _ in found])
         factors = dict.fromkeys((node for _, path in found for node in path), 0.0)
         for score, path in found:
             for node in path:
                 factors[node] += math.exp(score - norm)
         return factors
-    exits = oracles.exit_log_probs(said, labels, BLANK)
+    exits = oracles.exit_log_probs(taught, labels, BLANK)
     _, occupancy, _ = oracles.sweep_lattice(exits)
     if nodes == "band":
         if band is None:
@@ -183,14 +183,14 @@ def utterance_loss(
     temperature, shift = loss.get("temperature", 1.0), loss.get("shift", 0)
     is_sequence = nodes in ("frames", "tokens")
     kind = nodes if is_sequence else "lattice"
-    heard = [teacher[kind] for teacher in teachers]
-    length = min(len(each) for each in [student[kind], *heard])
-    heard = [each[:length] for each in heard]
-    log_q = ensemble(heard, weights, temperature)
+    taught = [teacher[kind] for teacher in teachers]
+    length = min(len(each) for each in [student[kind], *taught])
+    taught = [each[:length] for each in taught]
+    log_q = ensemble(taught, weights, temperature)
     if is_sequence:
         compared = {(n,): 1.0 for n in range(length)}
     else:
-        compared = lattice_nodes(ensemble(heard, weights, 1.0), labels, band, **loss)
+        compared = lattice_nodes(ensemble(taught, weights, 1.0), labels, band, **loss)
     keep = () if nodes == "tokens" else (BLANK,)
     values, gradient = [], np.zeros(student[kind].shape)
     for (t, *row), factor in compared.items():
@@ -247,12 +247,14 @@ def batch_loss(
         with torch.set_grad_enabled(backward):
             own = logits_of(model, speech, labels, strides[0], rate, is_dense)
         with torch.no_grad():
-            said = [
+            taught = [
                 numbers(logits_of(teacher, speech, labels, stride, rate))
                 for teacher, stride in zip(teachers, strides[1:])
             ]
         rows = band(speech, labels) if band else None
-        one = utterance_loss(numbers(own), said, labels.tolist(), weights, rows, **loss)
+        one = utterance_loss(
+            numbers(own), taught, labels.tolist(), weights, rows, **loss
+        )
         share = float(batch["kd_weight"][n]) if "kd_weight" in batch else 1.0
         found.append((one, share, own[kind]))
     by_node = loss.get("reduction") == "node"
@@ -281,7 +283,7 @@ def utterances(batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def log_sum(ways: Sequence[Tensor]) -> Tensor | None:
-    """log sum exp of scores, None for none."""
+    """log sum exp of scores, None for an empty list."""
     ways = [way for way in ways if way is not None]
     return torch.stack(ways).logsumexp(0) if ways else None
 
@@ -353,11 +355,13 @@ def sequence_loss(
     for speech, labels in utterances(batch):
         own = logits_of(model, speech, labels)[kind].double().log_softmax(-1)
         with torch.no_grad():
-            said = [logits_of(teacher, speech, labels)[kind] for teacher in teachers]
-        frames = min(len(each) for each in ([own, *said] if kind != "tokens" else said))
+            taught = [logits_of(teacher, speech, labels)[kind] for teacher in teachers]
+        frames = min(
+            len(each) for each in ([own, *taught] if kind != "tokens" else taught)
+        )
         mean = sum(
             weight / sum(weights) * each[:frames].double().softmax(-1)
-            for weight, each in zip(weights, said)
+            for weight, each in zip(weights, taught)
         )
         rows = [band(speech, labels)] if band else []
         labels = labels.tolist()

@@ -1,4 +1,4 @@
-"""One recipe in small for all tests of a module run."""
+"""One small recipe for all tests of a module."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A recipe in small: audio of noise and tones, tiny models, ESPnet's options for them.
+"""A small recipe: audio of noise and tones, tiny models, ESPnet's options for them.
 
 Models are built by ESPnet's own task classes from ESPnet's own options, as
 `python -m espnet_kd.bin.asr_train` builds them.
@@ -139,7 +139,7 @@ TRAINING = dict(
 
 
 class Model(NamedTuple):
-    """Where a trained model stands."""
+    """The files of a trained model."""
 
     config: str
     checkpoint: str
@@ -270,14 +270,14 @@ class Recipe:
 
     @staticmethod
     def all_types() -> dict:
-        """What `torch.load` needs for a checkpoint.pth: it holds more than tensors."""
+        """Options of `torch.load` for checkpoint.pth, which holds more than tensors."""
         has_option = torch.__version__ >= "2"
         return dict(weights_only=False) if has_option else {}
 
     def batch(
         self, indices: list[int] | range = range(4), weights: bool = False
     ) -> dict[str, torch.Tensor]:
-        """Padded utterances as ESPnet's collate function gives them."""
+        """Padded utterances as ESPnet's collate function returns them."""
         waves = [soundfile.read(self.data / f"wav/utt{n}.wav")[0] for n in indices]
         labels = [
             [TOKENS.index(c.replace(" ", "<space>")) for c in TEXTS[n]] for n in indices
@@ -314,7 +314,7 @@ def load_stock(model: Model) -> torch.nn.Module:
 
 
 def train_mode(model: torch.nn.Module) -> torch.nn.Module:
-    """Training mode, in which batch normalisation keeps to its running statistics."""
+    """Training mode, but batch normalisation uses its running statistics."""
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):

@@ -1,4 +1,4 @@
-"""Hidden-layer KD in training: values by hand, projections that only a resume sees."""
+"""Hidden-layer KD in training: values by hand, projections that only a resume loads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(recipe: Recipe, hidden: list, *models, losses=(), **changes):
 
 @torch.no_grad()
 def frames_by_hand(model, name: str, speech, stride: int = 1, rate: str = "stride"):
-    """What a layer of a stock model makes of one utterance, (T, D)."""
+    """The output of a layer of a stock model for one utterance, (T, D)."""
     kept = []
 
     def keep(module, inputs, output):
@@ -140,7 +140,7 @@ def test_frame_rates_with_a_ratio_of_two(recipe: Recipe, faster: str, rate: str)
 
 
 def test_layers_of_several_teachers(recipe: Recipe):
-    """Hidden layers know of no tokens: another token list will do."""
+    """Hidden layers do not depend on tokens: another token list is fine."""
     tokens = [*TOKENS[:-1], "e", TOKENS[-1]]
     models = [recipe.teacher("hybrid", "tokens", token_list=tokens), wide(recipe)]
     second = dict(student=FIRST, teacher=LAST, teacher_index=1)
@@ -198,7 +198,7 @@ def test_resume_is_exact_and_stock_models_load_the_student(recipe: Recipe):
 
 
 def cut_to_equal_lengths(recipe: Recipe) -> None:
-    """Each process takes the mean over its frames; so they need the same number."""
+    """Each process takes the mean over its frames, so both need the same number."""
     rows = [line.split() for line in (recipe.data / "wav.scp").open()]
     waves = {key: soundfile.read(path) for key, path in rows}
     shortest = min(len(wave) for wave, _ in waves.values())
@@ -284,6 +284,6 @@ def test_what_cannot_be_compared_is_refused(recipe: Recipe, hidden: dict, messag
 
 
 def test_hidden_layers_need_a_teacher(recipe: Recipe):
-    message = "teacher_config: kd_conf has hidden but there is no teacher; .*hidden"
+    message = "teacher_config: kd_conf has hidden, but no teacher is given; .*hidden"
     with pytest.raises(ConfigurationError, match=message):
         build(recipe, [MSE])

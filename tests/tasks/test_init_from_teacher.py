@@ -53,7 +53,7 @@ def test_an_initialised_student_is_stock_without_kd(recipe: Recipe):
 
 
 def test_training_from_a_teacher_and_with_it(recipe: Recipe):
-    """A learning rate of 0 leaves the second teacher's second layer where it was."""
+    """A learning rate of 0 keeps the second teacher's second layer."""
     kind, deep = "hybrid", DEEP["hybrid"]
     models = [recipe.teacher(kind, name, **deep) for name in ("deep1", "deep2")]
     changes = init(layers=[1], teacher_index=1)
@@ -86,7 +86,7 @@ def test_refusals(recipe: Recipe, conf: dict, message: str):
 
 
 def test_other_normalisation_is_refused(recipe: Recipe):
-    """That of an utterance has no tensors that could be missed."""
+    """Normalisation by utterance has no tensors that could be missing."""
     teacher = recipe.teacher("hybrid", **DEEP["hybrid"])
     message = "normalize of the student is UtteranceMVN, of .* NoneType; give the stud"
     with pytest.raises(ConfigurationError, match=message):
@@ -94,6 +94,6 @@ def test_other_normalisation_is_refused(recipe: Recipe):
 
 
 def test_it_needs_a_teacher(recipe: Recipe):
-    message = "teacher_config: kd_conf has init_from_teacher but there is no teacher"
+    message = "teacher_config: kd_conf has init_from_teacher, but no teacher"
     with pytest.raises(ConfigurationError, match=message):
         recipe.build("hybrid", **init())

@@ -1,7 +1,7 @@
 """Every cell nodes x classes of `kd_conf` in training of real ESPnet models.
 
 Values and gradients by hand, in float64: loops over nodes and alignments on the logits
-that stock ESPnet models give for each utterance alone.
+that stock ESPnet models output for each utterance alone.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ CELLS = {
 
 @contextlib.contextmanager
 def default(dtype: torch.dtype = torch.float64):
-    """What ESPnet makes (states of decoders) has that type as well."""
+    """What ESPnet creates (states of decoders) has that type as well."""
     torch.set_default_dtype(dtype)
     try:
         yield
@@ -110,7 +110,7 @@ def forward(model: torch.nn.Module, batch: dict):
 
 
 def precision(kind: str, lean: bool) -> torch.dtype:
-    """Stock ESPnet makes float32 of the logits of asr_transducer's joint network."""
+    """Stock ESPnet casts the logits of asr_transducer's joint network to float32."""
     is_single = kind == "asr_transducer" and not lean
     return torch.float32 if is_single else torch.float64
 
@@ -119,7 +119,7 @@ OUTPUTS = ("joint_network.", "ctc_lin.", "ctc.ctc_lo.", "decoder.output_layer.")
 
 
 def enlarged(state: dict) -> dict:
-    """Untrained models say nearly the same of all nodes; these do not."""
+    """Untrained models predict nearly the same at all nodes; these do not."""
     return {n: 4 * x if n.startswith(OUTPUTS) else x for n, x in state.items()}
 
 
@@ -189,7 +189,7 @@ def assert_gradients(ours: torch.nn.Module, expected: torch.nn.Module, rtol=1e-7
     ours = {name: x.to(expected[name].dtype) for name, x in ours.items()}
     assert ours.keys() == expected.keys()
     largest = max(float(x.abs().max()) for x in expected.values())
-    assert largest > 1e-4  # else the comparison would say nothing
+    assert largest > 1e-4  # else the comparison would be empty
     for name, gradient in expected.items():
         torch.testing.assert_close(
             ours[name], gradient, rtol=rtol, atol=rtol * largest, msg=name
@@ -234,7 +234,7 @@ def assert_by_hand(
 
 
 def cells(*names: str) -> list[dict]:
-    """With a weight each, so that no gradient hides behind another."""
+    """Each has a different weight, so that no gradient hides another."""
     losses = [loss for name in names or CELLS for loss in CELLS[name]]
     return [dict(loss, weight=1 / (1 + n % 5)) for n, loss in enumerate(losses)]
 
@@ -248,7 +248,7 @@ def test_cells(recipe: Recipe, nodes: str):
 
 
 def test_all_cells_at_once(recipe: Recipe):
-    """As many kinds of nodes at once as there can be, and weights of utterances."""
+    """As many kinds of nodes at once as possible, and weights of utterances."""
     batch = batch_of(recipe, (1, 2, 3), weights=True)
     assert_by_hand(recipe, "transducer", cells(), batch)
 
@@ -282,7 +282,7 @@ def test_frames_and_tokens(recipe: Recipe, kind: str):
     [(True, "regular", 2), (True, "modified", 3), (False, "regular", 3)],
 )
 def test_all_cells_of_a_pruned_student(recipe: Recipe, lean, topology, prune_range):
-    """Its band is its own, whatever `width` says; all other nodes are the teacher's."""
+    """It uses its own band, whatever `width` is; all other nodes are the teacher's."""
     arguments = dict(prune_range=prune_range, loss_type=topology)
     changes = dict(model_conf=dict(k2_pruned_loss_args=arguments))
     plain = plain_of(recipe, "pruned", **changes)
@@ -338,7 +338,7 @@ class Reads:
 
 
 @pytest.mark.parametrize("kind", TRANSDUCERS)
-def test_losses_share_one_pass_and_do_not_meet(recipe: Recipe, kind, monkeypatch):
+def test_losses_share_one_pass_and_do_not_interact(recipe: Recipe, kind, monkeypatch):
     """Each has the value that it has alone; no node is read twice."""
     losses = [loss for loss in cells() if loss.get("window", 1) == 1]
     band = [loss["nodes"] for loss in losses].index("band")
@@ -385,7 +385,7 @@ def test_sampled_paths_of_a_certain_teacher_are_its_best_path(recipe: Recipe):
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
-def test_sampled_paths_visit_nodes_as_often_as_the_posterior_says(recipe: Recipe):
+def test_sampled_paths_visit_nodes_as_often_as_the_posterior(recipe: Recipe):
     """Their mean over many is the loss of all nodes weighted by occupancy."""
     options = dict(nodes="path", paths="sample", **COLLAPSED)
     losses = [dict(options, num_paths=400), dict(options, num_paths=1)]
@@ -442,8 +442,8 @@ def test_frame_rates_with_a_ratio_of_two(recipe: Recipe, kind, faster, rate, lea
     """A lean student pools the projections of its encoder, a dense one its logits.
 
     A mean of logits is not the logits of a mean, as the joint network has a tanh: with
-    `rate: pool` a faster student has another loss with and without `lean_joint`. That
-    of a lean student is what the teachers do, too: their encoders' output is pooled.
+    `rate: pool` a faster student has another loss with and without `lean_joint`.
+        Teachers do the same as a lean student: their encoders' output is pooled.
     """
     changes = {}
     if faster == "student":
@@ -466,7 +466,7 @@ def test_frame_rates_with_a_ratio_of_two(recipe: Recipe, kind, faster, rate, lea
 
 
 def test_pooling_differs_between_lean_and_dense_students(recipe: Recipe):
-    """What the note in `test_frame_rates_with_a_ratio_of_two` says."""
+    """The difference described in `test_frame_rates_with_a_ratio_of_two`."""
     batch, values = batch_of(recipe), {}
     for rate in ("stride", "pool"):
         for lean in (True, False):
@@ -502,9 +502,9 @@ def test_a_frame_more_or_less(recipe: Recipe, kind: str, fewer: str, lean: bool)
     )
     speech = batch["speech"], batch["speech_lengths"]
     both = plain_of(recipe, kind, **changes), stock_of(models[0])
-    own, said = (model.encode(*speech)[1].tolist() for model in both)
+    own, taught = (model.encode(*speech)[1].tolist() for model in both)
     difference = 1 if fewer == "student" else -1
-    assert [b - a for a, b in zip(own, said)].count(difference) >= 1
+    assert [b - a for a, b in zip(own, taught)].count(difference) >= 1
 
 
 # ----------------------------------------------------------------------- sequences
@@ -527,7 +527,7 @@ KINDS = dict(
 
 
 def hypotheses(recipe: Recipe, weights: bool = False) -> dict:
-    """A batch in which utterances stand with several texts."""
+    """A batch in which utterances occur with several texts."""
     batch = batch_of(recipe, HYPOTHESES, weights)
     texts = recipe.batch([2, 3, 6, 0, 7, 5])
     return dict(batch, text=texts["text"], text_lengths=texts["text_lengths"])
@@ -665,7 +665,7 @@ def test_lean_and_dense_students_learn_alike(recipe: Recipe, kind, weighted):
 @pytest.mark.parametrize("prune_range", [2, 4])
 @pytest.mark.parametrize("topology", ["regular", "modified"])
 def test_a_lean_pruned_loss_is_the_stock_one(recipe, topology, prune_range):
-    """Value and gradient, within the warm-up and behind it."""
+    """Value and gradient, during the warm-up and after it."""
     arguments = dict(prune_range=prune_range, loss_type=topology, lm_scale=0.25)
     changes = dict(
         model_conf=dict(k2_pruned_loss_args=arguments),
@@ -749,7 +749,7 @@ def test_validation(recipe: Recipe, kind: str, lean: bool):
         expected, _, _ = forward(plain, batch)  # nothing in it depends on the mode
     assert not loss.requires_grad
     assert float(loss) == float(stats["loss"]) == float(stats["loss_hard"])
-    if kind != "pruned":  # of that the warm-up has gone on
+    if kind != "pruned":  # its warm-up has advanced
         assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     assert values_of(stats) == pytest.approx(values_of(trained), rel=1e-6)
     assert set(trained) == set(stats)
@@ -788,7 +788,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_of_all_logits(recipe: Recipe, kind: str, monkeypatch):
     """In a step of a lean student with its teacher, forward and backward."""
 
-    monkeypatch.setitem(reading.CHUNK, "cpu", 2**15)  # long audio would take long
+    monkeypatch.setitem(reading.CHUNK, "cpu", 2**15)  # long audio would be slow
     names = ["<blank>", "<unk>", *(f"t{n}" for n in range(397)), "<sos/eos>"]
     teacher, changes = TEACHERS.get(kind, kind), dict(token_list=names)
     model = recipe.teacher(teacher, f"{teacher}_of_many_tokens", **changes)
@@ -800,7 +800,7 @@ def test_no_tensor_of_all_logits(recipe: Recipe, kind: str, monkeypatch):
     )
     frames, everything = 39, 2 * 39 * 16 * 400
     # k2's simple loss (get_rnnt_logprobs_smoothed) reads the encoder's scores of the
-    # labels from a view (B, U, T, V), whose gradient it writes out. Not ours to change.
+    # labels from a view (B, U, T, V), whose gradient it writes out; not our code.
     of_k2 = (2, 15, frames, 400) if kind == "pruned" else ()
     losses = [*MIXED, dict(nodes="sequence", distance="l2")]
     largest = {}
@@ -814,7 +814,7 @@ def test_no_tensor_of_all_logits(recipe: Recipe, kind: str, monkeypatch):
         largest[lean] = seen.elements
     assert largest[True] < everything / 4
     if kind != "pruned":
-        assert largest[False] >= everything  # the mode sees what there is
+        assert largest[False] >= everything  # the mode sees existing tensors
 
 
 # Outputs that hold a batch's graph by a cycle would live until the next collection.

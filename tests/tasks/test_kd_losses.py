@@ -70,7 +70,7 @@ COMBINATIONS = {
         ),
     ),
 }
-# Students and teachers of different tasks meet only at equal numbers of frames.
+# Students and teachers of different tasks need equal numbers of frames.
 CASES = [
     pytest.param(name, marks=needs_k2 if name == "pruned" else ())
     for name in COMBINATIONS
@@ -100,7 +100,7 @@ def test_values_equal_those_by_hand(recipe: Recipe, case: str, weighted: bool):
         loss, stats, weight = mode(**batch)
         for name, value in expected.items():
             assert float(stats[name]) == pytest.approx(value, rel=2e-4), name
-            assert value > 1e-4  # else the comparison would say nothing
+            assert value > 1e-4  # else the comparison would be empty
         kd = sum(each.get("weight", 1.0) * expected[n] for n, each in losses.items())
         hard = float(stats["loss_hard"])
         total = 0.7 * hard + kd if student.training else hard
@@ -195,7 +195,7 @@ def test_student_equal_to_its_teacher_has_no_kd_loss(recipe: Recipe):
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "asr_transducer"])
-def test_the_teacher_is_no_part_of_the_student(recipe: Recipe, kind: str):
+def test_the_teacher_is_not_part_of_the_student(recipe: Recipe, kind: str):
     losses = [dict(nodes="frames")]
     student = student_of(recipe, kind, [recipe.teacher(kind)], losses)
     stock = recipe.build(kind, seed=5, stock=True)
@@ -329,10 +329,10 @@ def logits_of(outputs) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_autocast_leaves_kd_in_full_precision(recipe: Recipe, case: str, monkeypatch):
-    """Everything behind the student's encoder runs in bfloat16, KD in float32.
+    """Everything after the student's encoder runs in bfloat16, KD in float32.
 
     torch 1.13 has no layer normalisation for autocast on a CPU, so the encoder's output
-    is rounded instead of made in bfloat16.
+    is rounded instead of computed in bfloat16.
     """
     kind, teacher_kind, losses = COMBINATIONS[case]
     student = student_of(recipe, kind, [recipe.teacher(teacher_kind)], losses.values())

@@ -14,7 +14,7 @@ KINDS = ["hybrid", "ctc", "attention", "transducer", "asr_transducer"]
 PRUNED = pytest.param("pruned", marks=needs_k2)
 KINDS.append(PRUNED)
 NODES = dict(hybrid="tokens", ctc="frames", attention="tokens")  # path elsewhere
-# Dropout: the random numbers are drawn alike, too.
+# Dropout: the same random numbers are drawn, too.
 DROPOUT = {
     "asr": dict(encoder_conf=dict(dropout_rate=0.2, positional_dropout_rate=0.1)),
     "asr_transducer": dict(decoder_conf=dict(dropout_rate=0.2)),
@@ -65,7 +65,7 @@ def test_losses_and_gradients(recipe: Recipe, kind: str):
     + [(value, kd) for kd in ("losses", "weights") for value in (None, True, False)],
 )
 def test_which_models_have_true_lengths(recipe: Recipe, kind, true_lengths, kd):
-    """As said, else those of KD; told by an utterance in a batch and alone."""
+    """As set, else as with KD; seen from an utterance in a batch and alone."""
     conf = {} if true_lengths is None else dict(true_lengths=true_lengths)
     options = {}
     if kd == "losses":

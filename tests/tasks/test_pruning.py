@@ -31,7 +31,7 @@ def checkpoint(folder: Path) -> dict:
 
 
 def pruned_names(state: dict) -> list[str]:
-    """By hand: matrices of layers, without embeddings and what is no layer."""
+    """By hand: matrices of layers, without embeddings and non-layers."""
     return [
         name
         for name, value in state.items()
@@ -42,7 +42,7 @@ def pruned_names(state: dict) -> list[str]:
 
 
 def assert_sparse(state: dict, sparsity: float) -> None:
-    """Every layer to the exact count; nothing else has zeros that it had not."""
+    """Every layer to the exact count; nothing else has new zeros."""
     names = pruned_names(state)
     assert len(names) >= 10
     for name in names:
@@ -182,7 +182,7 @@ def test_which_epochs_are_ranked():
         assert early == (count == 7)
 
 
-def test_without_pruning_epochs_are_ranked_as_ever():
+def test_without_pruning_epochs_are_ranked_as_before():
     epochs = [dict(loss=value) for value in (3.0, 1.0, 2.0)]
     reporter, stock = reporter_of(epochs), Reporter()
     stock.set_epoch(3)
@@ -193,7 +193,7 @@ def test_without_pruning_epochs_are_ranked_as_ever():
 
 
 def test_epochs_of_a_dense_training_that_goes_on_with_pruning():
-    """They tell nothing of pruning, and are dense."""
+    """They record nothing of pruning, and are dense."""
     epochs = [dict(loss=1.0), dict(loss=2.0)]
     epochs += [dict(loss=3.0, pruning_left=0.5), dict(loss=4.0, pruning_left=0.0)]
     assert reporter_of(epochs[:3]).sort_epochs("valid", "loss", "min") == [3]
@@ -220,7 +220,7 @@ DROPOUT = {
 
 
 def train_until_killed(recipe: Recipe, kind: str, output: str, at: int, options: dict):
-    """In a process that is killed right after so many updates, in mid-epoch."""
+    """In a process that is killed after a number of updates, in mid-epoch."""
     step = KDOptimizer.step
 
     def watched(self, *args, **kwargs):
@@ -294,7 +294,7 @@ def test_a_sparsity_of_zero_is_stock_training(recipe: Recipe, kind: str):
             assert stats[0]["loss"] == stats[1]["loss"]
 
 
-def test_gradient_noise_does_not_reach_what_is_pruned(recipe: Recipe):
+def test_gradient_noise_does_not_reach_pruned_weights(recipe: Recipe):
     """ESPnet adds it to the gradients after the backward pass."""
     pruning = dict(sparsity=0.7, start=1, end=2, every=1)
     options = dict(OPTIONS, grad_noise=True, kd_conf=dict(pruning=pruning))
@@ -426,14 +426,14 @@ def test_the_command_line_changes_a_field(recipe: Recipe):
     assert_sparse(checkpoint(recipe.folder / "line")["model"], 0.6)
 
 
-def test_a_pattern_of_names_that_fits_nothing(recipe: Recipe):
+def test_a_pattern_of_names_that_matches_nothing(recipe: Recipe):
     pruning = dict(sparsity=0.5, end=1, parameters=["encodr.*"])
     message = "kd_conf.pruning.parameters: 'encodr..' fits none .*encoder.encoders.0"
     with pytest.raises(ConfigurationError, match=message):
         recipe.train("ctc", "misnamed", kd_conf=dict(pruning=pruning), **OPTIONS)
 
 
-def test_frozen_parameters_are_left(recipe: Recipe):
+def test_frozen_parameters_are_not_pruned(recipe: Recipe):
     conf = dict(pruning=dict(sparsity=0.5, start=1, end=1))
     options = dict(OPTIONS, freeze_param=["encoder.embed"], kd_conf=conf)
     state = checkpoint(recipe.train("ctc", "frozen", **options))

@@ -30,7 +30,9 @@ def test_mistakes_in_kd_conf(recipe: Recipe):
 
 
 def test_a_missing_teacher(recipe: Recipe):
-    refused(recipe, "teacher_config: kd_conf has losses but .*--teacher_conf", **FRAMES)
+    refused(
+        recipe, "teacher_config: kd_conf has losses, but .*--teacher_conf", **FRAMES
+    )
     model = teachers(recipe.teacher("hybrid"))
     no_config = dict(model, teacher_config=["exp/none/config.yaml"])
     refused(recipe, "exp/none/config.yaml: no such model conf", **no_config, **FRAMES)
@@ -48,7 +50,7 @@ def test_counts_that_differ(recipe: Recipe):
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, "one", float("nan")])
-def test_a_weight_that_is_none(recipe: Recipe, weight):
+def test_a_weight_that_is_not_a_positive_number(recipe: Recipe, weight):
     model = teachers(recipe.teacher("hybrid"))
     message = r"teacher_weight: \[.*\] must be numbers above 0; leave a teacher out"
     refused(recipe, message, **model, teacher_weight=[weight], **FRAMES)
@@ -75,7 +77,7 @@ def test_frame_rates_that_have_no_integer_ratio(recipe: Recipe):
         "frame rates: the student makes 25.00 .*ratio of 1.5.*; only integer .*hop"
     )
     refused(recipe, message, **model, **FRAMES)
-    # Tokens have no frames: the same teacher will do for them.
+    # Tokens have no frames: the same teacher is fine for them.
     recipe.build("hybrid", kd_conf=dict(losses=[dict(nodes="tokens")]), **model)
 
 
@@ -113,7 +115,7 @@ def test_models_that_read_features(recipe: Recipe):
     refused(recipe, message, **model, **FRAMES, **changes)
     reader = teachers(recipe.teacher("hybrid", "reader", **changes))
     refused(recipe, "input_size: .*reader/config.yaml reads", **reader, **FRAMES)
-    recipe.build("hybrid", weights=True, **changes)  # without a teacher it is fine
+    recipe.build("hybrid", weights=True, **changes)  # without a teacher it is accepted
 
 
 def test_other_models(recipe: Recipe):
@@ -130,10 +132,10 @@ def test_data_parallel(recipe: Recipe):
     refused(recipe, "ngpu: 2", ngpu=2, weights=True)
 
 
-def test_hypotheses_torn_apart_by_a_split_set(recipe: Recipe):
+def test_hypotheses_separated_by_a_split_set(recipe: Recipe):
     compared = dict(kd_conf=dict(losses=[dict(nodes="sequence")]))
     model = teachers(recipe.teacher("hybrid"))
-    message = "nodes: sequence .* tears apart; leave --num_splits_asr at 1"
+    message = "nodes: sequence .* separates; set --num_splits_asr 1"
     refused(recipe, message, multiple_iterator=True, **model, **compared)
 
 
@@ -142,7 +144,7 @@ def test_a_yaml_file_may_name_one_teacher_without_a_list(recipe: Recipe):
     names = dict(teacher_config=model.config, teacher_model_file=model.checkpoint)
     student = recipe.build("hybrid", **names, teacher_weight=2, **FRAMES)
     assert len(student.distillation.source.ensemble.models) == 1
-    refused(recipe, "there is no teacher", teacher_config=None, **FRAMES)
+    refused(recipe, "no teacher is given", teacher_config=None, **FRAMES)
 
 
 def test_statistics_can_be_collected_before_there_is_a_teacher(recipe: Recipe):
@@ -151,7 +153,7 @@ def test_statistics_can_be_collected_before_there_is_a_teacher(recipe: Recipe):
 
 
 def test_a_refusal_ends_the_command_with_one_line(recipe: Recipe):
-    """In a process of its own, as a recipe runs it."""
+    """In a separate process, as a recipe runs it."""
     options = recipe.options("hybrid", "refused", **FRAMES)
     run = subprocess.run(
         [sys.executable, "-m", "espnet_kd.bin.asr_train", *options],
@@ -162,12 +164,12 @@ def test_a_refusal_ends_the_command_with_one_line(recipe: Recipe):
     )
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("asr_train: teacher_config: kd_conf has losses but there")
+    assert last.startswith("asr_train: teacher_config: kd_conf has losses, but no")
     assert "Traceback" not in run.stderr
     assert not list((recipe.folder / "refused").glob("*.pth"))
 
 
-def test_both_commands_end_so(recipe: Recipe):
+def test_both_commands_end_this_way(recipe: Recipe):
     options = recipe.options("asr_transducer", "refused_too", **PATH)
     with pytest.raises(
         SystemExit, match="asr_transducer_train: teacher_config: kd_conf"

@@ -37,7 +37,7 @@ def checkpoint(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pth", **Recipe.all_types())
 
 
-def test_updates_are_counted_and_a_resume_goes_on_exactly(recipe: Recipe):
+def test_updates_are_counted_and_a_resume_is_exact(recipe: Recipe):
     options = dict(OPTIONS, kd_conf=CONF, **teachers(recipe.teacher("hybrid")))
     whole = recipe.train("hybrid", "scheduled", max_epoch=3, **options)
     recipe.train("hybrid", "resumed", max_epoch=1, **options)
@@ -67,7 +67,7 @@ def test_updates_are_counted_and_a_resume_goes_on_exactly(recipe: Recipe):
             assert stats[0]["train"][name] == stats[1]["train"][name]
 
 
-def test_the_loss_takes_the_numbers_that_hold_now(recipe: Recipe):
+def test_the_loss_uses_the_current_numbers(recipe: Recipe):
     options = teachers(recipe.teacher("hybrid"))
     student = train_mode(recipe.build("hybrid", seed=5, kd_conf=CONF, **options))
     batch = recipe.batch()

@@ -41,7 +41,7 @@ def not_shared(speech, lengths) -> Rows:
 
 
 def hypotheses(recipe: Recipe, weights: bool = False) -> dict:
-    """A batch in which utterances stand with several texts."""
+    """A batch in which utterances occur with several texts."""
     batch = recipe.batch(INDICES, weights=weights)
     batch["text"] = batch["text"].flip(0)  # the longest text is among the first
     batch["text_lengths"] = batch["text_lengths"].flip(0)
@@ -94,7 +94,7 @@ def test_audio_that_was_augmented_is_not_shared(recipe: Recipe):
 
 
 def test_training_on_several_hypotheses(tmp_path, monkeypatch):
-    """A KD set with two more targets for some utterances; they land in one batch."""
+    """A KD set with two more targets for some utterances; they are in one batch."""
     recipe = Recipe(tmp_path)
     for name in FILES:
         rows = []
@@ -123,7 +123,7 @@ def test_training_on_several_hypotheses(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["unsorted", "sorted", "folded", "length", "numel"])
-def test_hypotheses_stand_side_by_side_in_batches(tmp_path, kind: str):
+def test_hypotheses_are_adjacent_in_batches(tmp_path, kind: str):
     """ESPnet sorts by length and keeps the order of the file among equals."""
     lengths = {n: 8000 + 900 * (n % 3) for n in range(8)}  # several of each length
     keys = [f"utt{n}{end}" for n in range(8) for end in ("", "-kd2", "-kd3")]

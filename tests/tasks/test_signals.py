@@ -1,4 +1,4 @@
-"""KD losses ask `espnet_kd.distill.signals` and nothing else: other sources train."""
+"""KD losses query only `espnet_kd.distill.signals`: other sources train too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FRAMES_PER_SECOND = RATE / 80 / 4  # hop length, subsampling
 
 
 class DictionarySource(Source):
-    """Knows the CTC posteriors (T, V) of some utterances, and nothing else."""
+    """Contains the CTC posteriors (T, V) of some utterances, and nothing else."""
 
     def __init__(self, log_probs: dict[str, Tensor], rate: float = FRAMES_PER_SECOND):
         self.log_probs = log_probs
@@ -132,7 +132,7 @@ def test_what_a_source_does_not_know_is_refused_before_training(
         )
 
 
-def test_a_promise_that_is_not_kept_is_named(recipe: Recipe, log_probs):
+def test_a_source_without_the_nodes_that_it_lists_is_named(recipe: Recipe, log_probs):
     source = DictionarySource(log_probs)
     source.teachers = [source.teachers[0]._replace(nodes=frozenset({"tokens"}))]
     student = student_of(recipe, "hybrid", source, dict(nodes="tokens"))
@@ -183,7 +183,7 @@ class PathSignals(Signals):
 
 
 def test_a_stored_path_gives_the_loss_of_the_ensemble(recipe: Recipe):
-    """With as many classes as there are: blank is always among them."""
+    """With all classes: blank is always among them."""
     loss = dict(nodes="path", classes="topk", k=len(TOKENS))
     options = dict(kd_conf=dict(losses=[loss]))
     options.update(teachers(recipe.teacher("asr_transducer")))

@@ -37,7 +37,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 
 # -------------------------------------------------------------------------- resume
 
-# Dropout, warm-up and Adam's moments: all have to be where they were.
+# Dropout, warm-up and Adam's moments: all must be restored.
 RESUMED = dict(
     max_epoch=3,
     num_iters_per_epoch=8,
@@ -72,7 +72,7 @@ def train_until_killed(recipe: Recipe, kind: str, output: str, options: dict) ->
 
 @pytest.mark.parametrize("kind", ["hybrid", transducer])
 def test_resume_after_a_kill(recipe: Recipe, kind: str):
-    """The pruned loss (where k2 is) also has a warm-up of its own."""
+    """The pruned loss (with k2) also has its own warm-up."""
     options = dict(
         RESUMED, **DROPOUT["hybrid" if kind == "hybrid" else "asr_transducer"]
     )

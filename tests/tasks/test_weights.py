@@ -16,7 +16,7 @@ PARTS = {
 KINDS = [
     pytest.param(kind, marks=needs_k2 if kind == "pruned" else ()) for kind in PARTS
 ]
-# A model without weights is as stock ESPnet's unless it is told to be corrected, too.
+# A model without weights is stock ESPnet's unless its lengths are corrected, too.
 CORRECTED = dict(kd_conf=dict(true_lengths=True))
 FULL_LENGTH = dict(model_conf=dict(length_normalized_loss=True))
 
@@ -53,7 +53,7 @@ def test_weighted_mean_of_utterances(recipe: Recipe, kind: str):
 
 
 def test_loss_normalised_by_tokens(recipe: Recipe):
-    """ESPnet then divides by the tokens of the batch; so utterances count by theirs."""
+    """ESPnet then divides by the tokens of the batch, so utterances count by theirs."""
     batch = recipe.batch(weights=True)
     stats, _ = step(recipe.build("hybrid", weights=True, **FULL_LENGTH), batch)
     singles = alone(recipe, recipe.build("hybrid", stock=True, **FULL_LENGTH))
@@ -105,7 +105,7 @@ def test_a_pruned_loss_that_is_summed(recipe: Recipe):
 
 @pytest.mark.parametrize("kind", ["hybrid", "asr_transducer"])
 def test_training_reads_weights_from_the_data(recipe: Recipe, kind: str):
-    """Weights of 0 leave the student where it started, others do not."""
+    """Weights of 0 leave the student unchanged, others do not."""
     (recipe.data / "kd_weight").rename(recipe.data / "kept")
     try:
         zeros = "".join(f"utt{n} 0\n" for n in range(8))

@@ -10,14 +10,14 @@ SECONDS=0
 stage=1               # First stage to run.
 stop_stage=10000      # Last stage to run.
 skip_stages=          # Stages to leave out, e.g. "1 2".
-dry_run=false         # Look for faults, show what each stage would do, write nothing.
+dry_run=false         # Check, show what each stage would do, write nothing.
 ngpu=1                # GPUs for training (0: CPU).
 num_nodes=1           # Machines for training.
 nj=32                 # Jobs for data, statistics and teacher decoding.
 inference_nj=32       # Jobs for decoding the test sets.
 gpu_inference=false   # Decode on GPUs.
-dumpdir=dump          # Where the formatted data lie.
-expdir=exp            # Where the experiments lie.
+dumpdir=dump          # Folder of the formatted data.
+expdir=exp            # Folder of the experiments.
 python=python3        # Python to run.
 
 # Data
@@ -96,8 +96,8 @@ use_ngram=false           # Decode with the n-gram model of ngram_exp.
 ngram_exp=                # Its folder (default: as asr.sh names it).
 inference_ngram=3gram.bin # Its file.
 
-# asr.sh's other options are taken so that a run.sh line can be pasted. These would
-# change results there; where one is given, the log says that it is not used here.
+# asr.sh's other options are accepted, so that a run.sh line can be pasted. These would
+# change its results; if one is given, a log line notes that it is not used here.
 declare -A unused=(
     [use_lightning]=false [audio_format]=flac [min_wav_duration]=0.1
     [max_wav_duration]=20 [oov]="<unk>" [blank]="<blank>" [sos_eos]="<sos/eos>"
@@ -131,7 +131,7 @@ Stages: 1 data, 2 format and speed perturbation, 3 token list, 4 statistics, 5 t
 training, 6 teacher check and decoding, 7 soft targets, 8 KD training set, 9 student
 without KD, 10 student with KD, 11 sparse student, 12 decoding, 13 scoring, 14 report.
 
-asr.sh's other options are taken as well."
+asr.sh's other options are accepted as well."
 
 # Our other files are beside kd.sh; those of a copy are in the installed package, which
 # the recipe's Python finds.
@@ -155,7 +155,7 @@ fi
 . "${here}/utils/kd_names.sh" # of sets, files and folders, as asr.sh derives them
 if [ "${dry_run}" = true ]; then
     # shellcheck source=utils/kd_dry_run.sh
-    . "${here}/utils/kd_dry_run.sh" # the stages look, and do nothing
+    . "${here}/utils/kd_dry_run.sh" # the stages only check
 else
     check
 fi
@@ -311,7 +311,7 @@ fi
 
 [ "${dry_run}" = false ] || show_plan
 log "Done in ${SECONDS} seconds: $0 ${run_args}"
-if is_wanted 14; then # by paths from where make was started, or from here
+if is_selected 14; then # by paths from where make was started, or from here
     for set in ${eval_sets}; do
         realpath --relative-to="${STARTED_IN:-${PWD}}" "$(report_of "${set}")".{md,png}
     done

@@ -40,7 +40,7 @@ full="--train_set train_full --teacher_train_set train_full --asr_stats_dir exp/
 for seed in ${seeds}; do
     echo "--stage 5 --stop_stage 5 --teacher_asr_args '--seed ${seed}'"
 done | at_a_time
-# With a preset that wants the labelled set decoded too.
+# With a preset that needs the labelled set decoded too.
 ./run.sh --stage 6 --stop_stage 6 --teacher_exp "${teacher}" --kd_config conf/kd/sequence.yaml
 for preset in ${presets}; do
     ./run.sh --teacher_exp "${teacher}" --stage 8 --stop_stage 8 --kd_config "conf/kd/${preset}.yaml" \

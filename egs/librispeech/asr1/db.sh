@@ -1,4 +1,4 @@
-# Where the corpora are. A variable of the environment wins over this file.
+# Where the corpora are. Environment variables override this file.
 #
 # LibriSpeech (openslr.org/12): the folder that holds LibriSpeech/, or that one itself.
 LIBRISPEECH=${LIBRISPEECH:-downloads}

@@ -5,8 +5,8 @@
 #
 #     ./run.sh --train_set train_960 --unlabelled_set "" --nbpe 1000
 #
-# (Another --nbpe, so that the word pieces of the 100 h are not written over.)
-# run_<paper>.sh hold the papers.
+# (Another --nbpe keeps the word pieces of the 100 h from being overwritten.)
+# run_<paper>.sh reproduce the papers.
 set -euo pipefail
 
 exec ./kd.sh \

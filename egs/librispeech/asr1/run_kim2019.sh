@@ -2,8 +2,8 @@
 # Kim et al.: Knowledge distillation using output errors for self-attention end-to-end models
 # (ICASSP 2019). On LibriSpeech 960 h a Transformer teaches students A (a quarter of it) and
 # B (half) by its best hypotheses (SEQ-KD), and by the same weighted with exp(-beta * WER) for
-# beta 1, 2 and 5 (ERR-KD). RESULTS.md has the paper's numbers; what is the paper's and what
-# is ours stands in conf/kim2019/*.yaml.
+# beta 1, 2 and 5 (ERR-KD). RESULTS.md has the paper's numbers; conf/kim2019/*.yaml mark what
+# is the paper's and what is ours.
 #
 #     ./run_kim2019.sh [options of kd.sh for every step; not --stop_stage, nor a --stage below
 #                      12: the steps set them, and what is done is skipped]
@@ -12,7 +12,7 @@
 # Cost (an estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; GPUs like
 # an A100): teacher 20 GPU hours, each of 5 students A 11, each of 5 students B 15: 150 GPU
 # hours. The teacher's search over 960 h: 1360 core hours, or with --gpu_inference true 65 GPU
-# hours (with run_jobs.py also --nj 4 --inference_nj 4 from the start: all jobs lie on one GPU).
+# hours (with run_jobs.py also --nj 4 --inference_nj 4 from the start: all jobs share one GPU).
 # Disk: 15 GB beside the corpus, whose FLAC files are read as they are. Run it again after a
 # kill.
 set -euo pipefail
@@ -36,7 +36,7 @@ step() { # step STUDENT OPTION...: of run.sh
 }
 
 # 1. Data, tokens, statistics, the teacher, its hypotheses of the 960 h. Always with student A:
-# statistics are known by the configuration that made them.
+# statistics are identified by the configuration that made them.
 step a --kd_config "${conf}/seq_kd.yaml" --stop_stage 6
 
 # 2. Students on the references and on each KD set, decoded and scored.

@@ -3,7 +3,7 @@
 # 2021), on LibriSpeech 960 h (the paper's main data are not public): dense transducers,
 # pruned to 60 % and 90 % without and with KD on {label, blank, rest} by themselves; and a
 # small Conformer, without and with KD by the dense one. RESULTS.md has the paper's numbers;
-# what is the paper's and what is ours stands in conf/panchapagesan2020/*.yaml.
+# conf/panchapagesan2020/*.yaml mark what is the paper's and what is ours.
 #
 #     ./run_panchapagesan2020.sh [options of kd.sh for every step; not --stop_stage, nor a
 #                      --stage below 12: the steps set them, and what is done is skipped]

@@ -3,8 +3,8 @@
 # self-supervised pre-trained models (ICASSP 2022). wav2vec 2.0 base, fine-tuned on 100 h,
 # teaches Conformer transducers of a tenth of its size, one of them streaming: on the 100 h,
 # with 860 h of unlabelled audio beside them, and with a language model in the teacher's
-# search. RESULTS.md has the paper's numbers; what is the paper's and what is ours stands in
-# conf/yang2022/*.yaml.
+# search. RESULTS.md has the paper's numbers; conf/yang2022/*.yaml mark what is the
+# paper's and what is ours.
 #
 #     ./run_yang2022.sh [options of kd.sh for every step; not --stop_stage, nor a --stage below
 #                        12: the steps set them, and what is done is skipped]
@@ -31,7 +31,7 @@ options=("$@")
 
 exp=${TEACHER_EXP:-exp/asr_yang2022_${teacher}}
 exp=${exp%/}
-by= # part of the names of what another teacher than wav2vec 2.0 taught
+by= # part of the names of what a teacher other than wav2vec 2.0 taught
 [ "${teacher}" = wav2vec2 ] || by=_${teacher}
 [ -z "${TEACHER_EXP:-}" ] || by=_$(basename "${exp}")
 config=${conf}/train_teacher.yaml
@@ -52,7 +52,7 @@ step() { # step STUDENT TEACHER_EXP OPTION...: of run.sh
         --inference_config "${conf}/decode${suffix}.yaml" \
         --kd_config "${conf}/kd${suffix}.yaml" "${@:3}" "${options[@]}"
 }
-first=nonstreaming # whatever STUDENTS is: statistics are known by what made them
+first=nonstreaming # whatever STUDENTS is: statistics are identified by what made them
 
 # 1. Data, tokens, statistics.
 step "${first}" "${exp}" --stop_stage 4

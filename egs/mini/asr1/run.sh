@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The demo: speech is synthesised, a teacher is trained, labels audio that nobody
-# transcribed, and a student a tenth of its size is distilled from it. Minutes on two
+# The demo: speech is synthesised, a teacher is trained, labels untranscribed
+# audio, and a student a tenth of its size is distilled from it. Minutes on two
 # cores, no download. Options go to kd.sh (--help lists them).
 set -euo pipefail
 
-size=${DEMO_SIZE:-full} # small: a few minutes that only show that every stage runs.
+size=${DEMO_SIZE:-full} # small: a few minutes, only to show that every stage runs.
 data_opts= args=
 if [ "${size}" = small ]; then
     data_opts="--num_train_teacher 80 --num_train_labelled 40 --num_train_unlabelled 40 --num_valid 16 --num_test 24"

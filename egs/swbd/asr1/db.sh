@@ -1,4 +1,4 @@
-# Where the corpora are. A variable of the environment wins over this file. All but the
+# Where the corpora are. Environment variables override this file. All but the
 # transcripts of Switchboard are sold by the LDC. Folders are searched, so it does not matter
 # how their discs were unpacked, and several variables may name the same folder.
 #

@@ -4,8 +4,8 @@
 # EVAL2000 and EVAL2000_TRANSCRIPTS in db.sh. Options go to kd.sh (--help lists them), e.g.
 # --kd_config conf/kd/sequence.yaml. The third paper's ensemble: run_yang2019.sh.
 #
-# Audio stays at 8 kHz, as the telephone had it: nothing lies above 4 kHz, and the files are
-# half as large as at 16 kHz, to which ESPnet's own recipe goes for the sake of the other
+# Audio stays at 8 kHz, as on the telephone: there is no signal above 4 kHz, and the files are
+# half as large as at 16 kHz, which ESPnet's own recipe uses for the sake of the other
 # recipes' front ends. A front end that was pre-trained at 16 kHz needs --fs 16k.
 set -euo pipefail
 

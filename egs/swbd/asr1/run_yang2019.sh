@@ -3,15 +3,15 @@
 # (arXiv 1906.10834, Interspeech 2019), on Switchboard: an ensemble of different models teaches
 # a student the largest of its mean posteriors, beside the hard labels. Compared are the
 # teachers, the student alone, with the top 20 outputs (essence) and with all of them (full).
-# What is the paper's and what is ours stands in conf/yang2019/*.yaml; RESULTS.md has the
-# paper's numbers.
+# conf/yang2019/*.yaml mark what is the paper's and what is ours; RESULTS.md has the paper's
+# numbers.
 #
 #     ./run_yang2019.sh [options of kd.sh for every step]
 #     TEACHERS="conformer blstm" WEIGHTS="2 1" KDS=essence ./run_yang2019.sh
 #
 # Not --stage below 12 nor --stop_stage: the steps set them (what is done is skipped);
 # --stage 12 decodes and scores again. Python: PYTHON=..., not --python. The names of another
-# ensemble's students and table tell its teachers and weights.
+# ensemble's students and table contain its teachers and weights.
 #
 # Cost (an estimate of espnet_kd.bin.plan, good to a factor of two; nothing was run; 300 h at
 # three speeds, one GPU like an A100): teachers 50, 25 and 10 GPU hours (the BLSTM's steps wait

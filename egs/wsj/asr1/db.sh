@@ -1,4 +1,4 @@
-# Where the corpora are. A variable of the environment wins over this file. Both are sold
+# Where the corpora are. Environment variables override this file. Both are sold
 # by the LDC (no download); each is the folder that holds the discs (11-1.1, ...), whatever
 # their names are written like, or wsj0/ and wsj1/ of a merged copy. Both may be the same.
 #

@@ -2,13 +2,13 @@
 # Mun'im, Inoue, Shinoda: Sequence-level knowledge distillation for model compression of
 # attention-based sequence-to-sequence speech recognition (arXiv 1811.04531, ICASSP 2019).
 # An attention model on WSJ teaches two smaller ones: their references are replaced by the
-# teacher's hypotheses. The paper's text could not be had: conf/munim2018/*.yaml
-# say what is known of it and what is our choice.
+# teacher's hypotheses. The paper's text was not available:
+# conf/munim2018/*.yaml mark what is known of it and what is our choice.
 #
 # Cost (an estimate by espnet_kd.bin.plan, nothing was run): 11 GPU hours on one V100 at half
 # of its peak rate (teacher 4, six students about 1 each), 50 core hours for the teacher's
 # search over 81 h of speech, 11 GB of disk. Recurrent layers seldom run at that rate: at 1 s
-# an update the 7 trainings of 25 x 850 updates take 42 hours.
+# per update the 7 trainings of 25 x 850 updates take 42 hours.
 #
 # Options go to every call of run.sh, e.g. --asr_args "--max_epoch 1"; not --stop_stage, nor a
 # --stage below 12: the steps set them, and what is done is skipped. NBESTS: the numbers of
@@ -27,7 +27,7 @@ las() { # las STUDENT OPTION...
 }
 
 # 1. Data, tokens, statistics, teacher, its hypotheses of the training set. The same student
-# whatever STUDENTS is: statistics are known by the configuration that made them.
+# whatever STUDENTS is: statistics are identified by the configuration that made them.
 las 160 --stop_stage 6 "$@"
 
 # 2. A KD set for each number of hypotheses; students; decoding, scoring, report.

@@ -3,7 +3,7 @@
 
     follow_epochs.py exp/asr_x/train.log [inode of an earlier run's log]
 
-Ends at SIGTERM, with what the log holds by then, or when nobody waits for it any more.
+Ends at SIGTERM, with what the log holds by then, or when its parent has ended.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MEASURES = ("wer", "wer_transducer", "acc")  # of the valid set, where they are
 
 
 class Epochs:
-    """Turns lines of ESPnet's log into one line an epoch."""
+    """Turns lines of ESPnet's log into one line per epoch."""
 
     def __init__(self) -> None:
         self.last = 0  # epoch of the training
-        self.waiting = ""  # for the time that is left, which the next epoch tells
+        self.waiting = ""  # for the remaining time, which the next epoch reports
 
     def read(self, line: str) -> Iterator[str]:
-        """What is to be printed after a line of the log."""
+        """Lines to print after a line of the log."""
         started, results = STARTED.search(line), RESULTS.search(line)
         if started:
             self.last = int(started[2])
@@ -43,7 +43,7 @@ class Epochs:
                 yield from self.end()
 
     def end(self, left: str = "") -> Iterator[str]:
-        """What waits, at the end of the log too."""
+        """The line that waits; also to be called at the end of the log."""
         if self.waiting:
             yield self.waiting + left
         self.waiting = ""

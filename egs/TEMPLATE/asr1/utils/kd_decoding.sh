@@ -12,7 +12,7 @@ teacher_decode() { # teacher_decode SET: n-best of the first teacher
         chosen=(--inference_config "${teacher_inference_config}")
     # shellcheck disable=SC2206
     options=("${chosen[@]}" --nbest "${teacher_nbest}" ${teacher_inference_args})
-    # Shards know their teacher, not the audio; the mark of the end knows both.
+    # Shards record their teacher, not the audio; the folder's marks record both.
     key=$(key_of "$(tables_of "${set}")")
     files="${teacher}/config.yaml ${teacher}/${teacher_model} ${options[*]}"
     asked=$(key_of "${files}" "${nj}" "${options[@]}")
@@ -24,7 +24,7 @@ teacher_decode() { # teacher_decode SET: n-best of the first teacher
     fi
     [ ! -e "${dir}/.command" ] || [ "$(cat "${dir}/.command")" = "${key}" ] ||
         die "${dir} holds hypotheses of other audio:" \
-            "${data_feats}/${set} was made anew; delete the folder"
+            "${data_feats}/${set} has changed; delete the folder"
     begin "${dir}" "${key}"
     decode_with_teacher "${set}" "${dir}" "${options[@]}"
     end "${dir}" "${asked}"
@@ -70,10 +70,10 @@ find_trained() { # sets trained, the systems with a checkpoint; names those left
         if [ -e "${exp}/${model}" ]; then
             trained+=("${system}")
         elif [ -e "${exp}/.done" ]; then
-            die "${exp} is trained and has no ${model}: give --inference_asr_model" \
+            die "${exp} is trained but has no ${model}: give --inference_asr_model" \
                 "(--teacher_model, --sparse_model)"
         else
-            log "  ${name} is left out, no ${exp}/${model}"
+            log "  ${name} is left out: ${exp}/${model} not found"
         fi
     done
 }
@@ -87,9 +87,9 @@ choose_lm() { # sets lm, options of decoding, and lm_name, part of a decoding's 
     elif [ "${use_lm}" = true ] && [ ${#asr_sh[@]} -gt 0 ]; then
         fault "--use_lm true: ${lm_exp}/config.yaml not found: train it (asr.sh," \
             "stages 6 to 8), give --lm_exp, or --use_lm false"
-    elif [ "${use_lm}" = true ]; then # without asr.sh this is no more than its default
-        log "  --use_lm true: ${lm_exp}/config.yaml not found, no LM is used but one" \
-            "that --inference_args names"
+    elif [ "${use_lm}" = true ]; then # without asr.sh this is only the default
+        log "  --use_lm true: ${lm_exp}/config.yaml not found, no LM is used" \
+            "except one in --inference_args"
     fi
     if [ "${use_ngram}" = true ]; then
         lm+=(--ngram_file "${ngram_exp}/${inference_ngram}")
@@ -108,7 +108,7 @@ choose_search() { # choose_search SYSTEM (4 words): sets config, args, tag and r
         config=''
         args=''
     fi
-    is_here "${base}" || base=$(place_of "$3") # another's folder is not written to
+    is_here "${base}" || base=$(place_of "$3") # never write to another recipe's folder
     if [ -z "${tag}" ]; then
         tag=$([ -n "${config}" ] && name_of "${config}" || echo inference)
         tag+=$(echo "${args}" | sed -e 's/--/\_/g' -e 's/[ |=]//g')
@@ -128,12 +128,12 @@ decode_system() { # decode_system SYSTEM: all of eval_sets
         made="${exp}/config.yaml ${exp}/${model} ${lm[*]} $(tables_of "${set}")"
         before=${exp%/}/${tag}/${set}/text
         if ! is_here "${exp}" && [ "${before}" -nt "${exp}/${model}" ]; then
-            log "    ${before}: decoded by asr.sh before, taken"
+            log "    ${before}: already decoded by asr.sh, reused"
             once "${results}/${set}" "${before} ${made}" \
                 cp "${before}" "${results}/${set}/text"
         elif is_here "${exp}" && [ ${#asr_sh[@]} -gt 0 ] &&
             [ "${set}" != "${valid_set}" ]; then
-            # asr.sh makes its own search of the same options; here it is for the key.
+            # asr.sh makes its own search of these options; here they are for the key.
             # shellcheck disable=SC2086
             once "${results}/${set}" "${made}" \
                 by_asr_sh 12 "${task}" "${exp}" "${model}" "${set}" ${search}
@@ -185,7 +185,7 @@ by_asr_sh() { # by_asr_sh STAGE TASK EXP MODEL SETS: decode or score (ends kd.sh
 }
 
 # Scoring and reports
-scored_text() { # scored_text TEXT CLEANER OUTPUT: prints the file that is scored
+scored_text() { # scored_text TEXT CLEANER OUTPUT: prints the file to score
     local filter=()
     [ ! -x local/wer_output_filter ] || filter=(--filter local/wer_output_filter)
     if [ "${nlsyms_txt} $2" = "none none" ] && [ ${#filter[@]} -eq 0 ]; then
@@ -216,8 +216,8 @@ find_decoded() { # find_decoded SET: sets options and files of its report; fills
         options+=(--hyp "${name}" "${hyp}" --model "${name}" "${exp}/${model}")
         scored+=("${name} ${results}/$1 ${ref} ${hyp}")
     done
-    [ ${#options[@]} -gt 0 ] || is_wanted 12 ||
-        die "nothing is decoded for $1: run stage 12"
+    [ ${#options[@]} -gt 0 ] || is_selected 12 ||
+        die "no decoded text for $1: run stage 12"
 }
 score_all() { # score_all "NAME FOLDER REF HYP"...: each folder once
     local name dir ref hyp system folders=" "
@@ -246,7 +246,7 @@ score_as_asr_sh() { # the recipe's own scoring of every folder, as asr.sh does i
             [ ! -x local/score.sh ] || python="${python}" local/score.sh \
                 ${local_score_opts} "${results%/*}" </dev/null
         elif [ -z "${sets}" ] || ! is_here "${exp}"; then
-            continue # nothing that asr.sh decoded, or it has scored it
+            continue # asr.sh decoded nothing, or has scored it
         elif command -v sclite >/dev/null; then
             by_asr_sh 13 "${task}" "${exp}" "${model}" "${sets}"
             log "  ${exp}/RESULTS.md"

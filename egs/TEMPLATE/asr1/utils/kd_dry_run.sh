@@ -1,13 +1,13 @@
-# With --dry_run true kd.sh goes through its stages with these functions in the place of
-# those of the same names: they look, and run and write nothing.
+# With --dry_run true kd.sh goes through its stages with these functions in place of
+# those with the same names: they check, and neither run nor write anything.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-declare -A states=() # of each stage that is asked for: "done" or "will run"
-now=                 # the stage that is looked at
+declare -A states=() # of each selected stage: "done" or "will run"
+now=                 # the current stage
 log() { :; }
 die() { fault "$*"; }
 runs() { # runs STAGE
-    is_wanted "$1" || return
+    is_selected "$1" || return
     now=$1
     states[$1]="done"
 }
@@ -24,12 +24,12 @@ preset_options() { # a preset that cannot be read is a fault that the check find
     ${python} -m espnet_kd.bin.preset options --kd_config "${kd_config}" 2>/dev/null ||
         true
 }
-configure() { # the configuration goes into a file that is thrown away
+configure() { # the configuration goes into a temporary file
     local new
     new=$(mktemp)
     if ! ${python} -m espnet_kd.bin.preset "$2" --asr_config "$3" --kd_config "$4" \
         --output_file "${new}" "${@:5}" 2>/dev/null; then
-        act # what it reads is not there yet, or is a fault that the check finds
+        act # its input does not exist yet, or is a fault that the check finds
     elif ! cmp -s "${new}" "$1/train.yaml"; then
         act
         [ ! -e "$1/checkpoint.pth" ] || refuse_other "$1"
@@ -51,7 +51,7 @@ find_trained() { # those that an earlier stage will train have nothing to decode
         esac
         if [ -e "${exp}/${model}" ]; then
             trained+=("${system}")
-        elif is_wanted "${made_in}"; then
+        elif is_selected "${made_in}"; then
             act
         fi
     done

@@ -1,5 +1,5 @@
 # The functions of kd.sh, sourced by it, as are kd_training.sh and kd_decoding.sh: they
-# read its options and names. Here: messages, stages, what is done already, helpers.
+# read its options and names. Here: messages, stages, what is already done, helpers.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 # Messages
@@ -16,18 +16,18 @@ refusal_in() { # refusal_in LOG: the last exception, or line, of a command that 
         sed -E 's/^([A-Za-z_0-9]+\.)+([A-Z][A-Za-z]+:)/\2/'
 }
 fail() { # fail WHAT LOG...: end with the message in the LOG of a command that failed
-    local what=$1 file=$2 said='' advice=()
+    local what=$1 file=$2 reason='' advice=()
     shift
     for file in "$@"; do
         [ -e "${file}" ] || continue
-        said=$(refusal_in "${file}")
+        reason=$(refusal_in "${file}")
         ! grep -q '^# Ended (code 0)' "${file}" && break
     done
-    [[ ${said} != UnsafeLoadRefusedError* ]] || advice=(
+    [[ ${reason} != UnsafeLoadRefusedError* ]] || advice=(
         "This training was begun with an ESPnet before 202609, whose checkpoints the"
         "installed one loads only when told to: if the folder is your own, put"
         "ESPNET_ALLOW_UNSAFE_TORCH_LOAD=1 before the same command")
-    die "${what} failed, see ${file}${said:+: ${said}}" "${advice[@]}"
+    die "${what} failed, see ${file}${reason:+: ${reason}}" "${advice[@]}"
 }
 refuse_other() { # refuse_other EXP
     die "$1 holds a training with other options or data: give another --asr_tag," \
@@ -35,14 +35,14 @@ refuse_other() { # refuse_other EXP
 }
 
 # Stages
-is_wanted() { # is_wanted STAGE
+is_selected() { # is_selected STAGE
     [ "${stage}" -le "$1" ] && [ "$1" -le "${stop_stage}" ] || return 1
     [[ ! " ${skip_stages} " =~ [[:space:]]$1[[:space:]] ]]
 }
-runs() { # runs STAGE WHAT: whether a stage is asked for; logs what it does
-    is_wanted "$1" && log "Stage $1: $2"
+runs() { # runs STAGE WHAT: whether a stage is selected; logs what it does
+    is_selected "$1" && log "Stage $1: $2"
 }
-check() { # check [option]: end with every fault of what is asked for, if there is one
+check() { # check [option]: end with all faults of the selected stages, if any
     local name words=()
     for name in ${resolved}; do words+=("${name}=${!name}"); done
     ${python} -m espnet_kd.bin.check "$@" "${words[@]}" "${options_given[@]}" \
@@ -52,7 +52,7 @@ act() { "$@"; } # act COMMAND...: what a stage does each time
 quietly() { "$@" >/dev/null; }
 show() { cat "$1"; }
 
-# A folder remembers the command that began it (.command) and that it ended (.done).
+# A folder records the command that began it (.command) and that it ended (.done).
 key_of() { # key_of "FILE..." WORD...: a command's words and checksums of what it reads
     local file text="${*:2}"
     echo "${text//"${python} "/}"
@@ -78,7 +78,7 @@ once() { # once DIR "FILE..." COMMAND...: unless it has ended in DIR from these 
     "${@:3}" || return # set -e does not hold within a condition
     end "${dir}"
 }
-# A file remembers likewise, in a hidden one beside it, what it was made from.
+# Likewise a hidden file beside a file records what it was made from.
 is_current() { # is_current FILE KEY
     [ -e "$1" ] && [ "$(cat "${1%/*}/.${1##*/}" 2>/dev/null)" = "$2" ]
 }
@@ -112,7 +112,7 @@ place_of() { # place_of FOLDER: where we put what a model of another recipe deco
 }
 report_of() { echo "${report_dir}/report_${1//\//_}"; } # report_of SET
 
-# What files tell
+# What files contain
 frontend_of() { # frontend_of CONFIG
     [ ! -f "$1" ] || awk '/^[a-z]/ { on = /^frontend/ } on' "$1"
 }
@@ -125,7 +125,7 @@ task_of() { # task_of TEACHER: of a trained one, by its configuration
         echo asr
     fi
 }
-tables_of() { # tables_of SET...: files by which a formatted set is known
+tables_of() { # tables_of SET...: files that identify a formatted set
     local set
     for set in "$@"; do
         printf "${data_feats}/${set}/%s\n" \
@@ -143,7 +143,7 @@ data_of() { # data_of train|valid DIR: ESPnet's options for a folder's audio and
 
 # Jobs
 lines_of() { grep -c '' "$1" || true; }
-jobs_for() { # jobs_for FILE WANTED: no more jobs than utterances
+jobs_for() { # jobs_for FILE MOST: no more jobs than utterances
     local lines
     lines=$(lines_of "$1")
     [ "${lines}" -gt 0 ] || die "$1 is empty"

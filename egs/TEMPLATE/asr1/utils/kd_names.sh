@@ -53,7 +53,7 @@ teacher_stats_dir=${asr_stats_dir}
 if [ -n "${teacher_asr_config}" ]; then
     teacher_tag=$(tag_of "${teacher_asr_config}" "${teacher_asr_args}")
     teacher_exp=${teacher_exp:-${expdir}/asr_${teacher_tag}}
-    # The student's statistics serve where the teacher reads the same in the same way.
+    # The student's statistics fit where the teacher reads the same in the same way.
     reads="${train_set} ${asr_args} $(frontend_of "${asr_config}")"
     teacher_reads="${teacher_train_set} ${teacher_asr_args}"
     teacher_reads+=" $(frontend_of "${teacher_asr_config}")"
@@ -89,29 +89,29 @@ if [ -z "${lm_tag}" ]; then
 fi
 lm_exp=${lm_exp:-${expdir}/lm_${lm_tag}}
 ngram_exp=${ngram_exp:-${expdir}/ngram}
-# A missing one is told before the trainings.
-if is_wanted 12 || is_wanted 13 || is_wanted 14; then choose_lm; fi
+# A missing one is reported before the trainings.
+if is_selected 12 || is_selected 13 || is_selected 14; then choose_lm; fi
 inference_ngpu=0
 if [ "${gpu_inference}" = true ]; then
     inference_ngpu=1
     decode_cmd=${cuda_cmd}
 fi
 
-# Faults that only names show.
+# Faults of the names themselves.
 [[ " ${teachers[*]%/} " != *" ${asr_exp%/} "* ]] || [ ! -e "${asr_exp}/config.yaml" ] ||
     is_ours "${asr_exp}" ||
-    fault "${asr_exp} is the teacher's folder: name the student's by --asr_config," \
+    fault "${asr_exp} is the teacher's folder: choose another with --asr_config," \
         "--asr_tag or --asr_exp"
 for folder in "${asr_exp}" "${kd_exp}" "${sparse_exp}" "${teachers[@]}"; do
     name=$(basename "${folder}")
-    [ ${#name} -le 255 ] || fault "${name} is too long a name:" \
-        "give --asr_tag, --kd_tag, --sparse_tag or --teacher_exp"
+    [ ${#name} -le 255 ] || fault "${name}: longer than 255 characters;" \
+        "set --asr_tag, --kd_tag, --sparse_tag or --teacher_exp"
 done
 
-# What espnet_kd.bin.check looks at; the fields are described in
+# What espnet_kd.bin.check reads; the fields are described in
 # espnet_kd/planning/chain.py.
 wanted=$(for number in {1..14}; do
-    ! is_wanted "${number}" || echo -n "${number} "
+    ! is_selected "${number}" || echo -n "${number} "
 done)
 resolved="wanted data_feats train_set teacher_train_set data_train_sets valid_set
     unlabelled_set all_sets eval_sets fs token_type token_dir token_list bpemodel

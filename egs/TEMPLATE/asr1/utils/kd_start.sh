@@ -7,7 +7,7 @@ if [ -z "${KD_SH_JOB:-}" ]; then
     stop() { # stop CODE
         trap '' INT TERM HUP
         local group=${!:-}
-        [ -n "${group}" ] || exit "$1" # nothing is started
+        [ -n "${group}" ] || exit "$1" # nothing was started
         kill -TERM -- "-${group}" 2>/dev/null || true
         for _ in {1..50}; do
             kill -0 -- "-${group}" 2>/dev/null || break
@@ -15,7 +15,7 @@ if [ -z "${KD_SH_JOB:-}" ]; then
         done
         kill -KILL -- "-${group}" 2>/dev/null || true
         echo "$(date '+%Y-%m-%dT%H:%M:%S') (kd.sh) stopped;" \
-            "the same command goes on" >&2
+            "the same command resumes" >&2
         exit "$1"
     }
     trap 'stop 130' INT
@@ -47,7 +47,7 @@ for file in utils/parse_options.sh cmd.sh; do
     . "${file}"
 done
 if [ $# -gt 0 ]; then
-    echo "$0: positional arguments are not taken: $*" >&2
+    echo "$0: positional arguments are not accepted: $*" >&2
     exit 2
 fi
 PATH=${PATH}:${here}/utils:/usr/lib/sctk/bin # where Debian puts sclite
@@ -67,7 +67,7 @@ if [ -x asr.sh ]; then
     done
 fi
 
-# Kaldi's run.pl and the like may be named in cmd.sh and not be installed.
+# cmd.sh may name Kaldi's run.pl and the like without their being installed.
 for command in train_cmd cuda_cmd decode_cmd; do
     if ! command -v "${!command%% *}" >/dev/null; then
         log "${command}: ${!command%% *} is not on PATH," \
@@ -76,8 +76,8 @@ for command in train_cmd cuda_cmd decode_cmd; do
     fi
 done
 
-# Faults are gathered: all are told before the first stage. What each option may be:
-# espnet_kd/planning/options.py.
+# Faults are collected and reported together before the first stage. The values of each
+# option: espnet_kd/planning/options.py.
 options_given=()
 for option in train_set valid_set test_sets asr_config stage stop_stage skip_stages \
     dry_run ngpu num_nodes nj inference_nj num_splits_asr batch_size teacher_nbest \
@@ -88,7 +88,7 @@ for option in train_set valid_set test_sets asr_config stage stop_stage skip_sta
 done
 for option in ${refused}; do
     [ "${!option}" = false ] ||
-        fault "--${option} ${!option}: KD has no such training or decoding," \
+        fault "--${option} ${!option}: not supported with KD;" \
             "leave it at false"
 done
 for option in "${!unused[@]}"; do
@@ -96,7 +96,7 @@ for option in "${!unused[@]}"; do
         log "--${option} ${!option}: not used by kd.sh"
 done
 if ! [[ ${stage} =~ ^[0-9]+$ && ${stop_stage} =~ ^[0-9]+$ ]]; then
-    stage=1 stop_stage=0 # a fault; no stage is looked at
+    stage=1 stop_stage=0 # a fault; no stage is checked
 fi
 [ "${skip_data_prep}" = false ] || skip_stages+=" 1 2 3 4"
 [ "${skip_train}" = false ] || skip_stages+=" 5 6 7 8 9 10 11"

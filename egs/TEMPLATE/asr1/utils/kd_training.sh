@@ -79,14 +79,14 @@ teach() { # sets teaching, the options that name the teachers
 }
 
 # Training
-is_foreign() { # is_foreign EXP: trained by asr.sh, so taken as it is
+is_foreign() { # is_foreign EXP: trained by asr.sh, so used as it is
     [ ! -e "$1/.command" ] && [ -e "$1/config.yaml" ] || return
     compgen -G "$1/*.ave*.pth" >/dev/null ||
         die "$1 holds a training that kd.sh did not begin and that has not ended:" \
             "end it, or delete the folder"
-    log "  $1 was not trained by kd.sh: taken as it is"
+    log "  $1 was not trained by kd.sh: used as it is"
 }
-# FILEs as of once.
+# FILEs as for once.
 train() { # train TASK CONFIG DATA SHAPES STATS EXP "FILE..." [option...]
     local task=$1 config=$2 data=$3 shapes=$4 stats=$5 exp=$6 files=$7
     local valid=${data_feats}/${valid_set} key command normalize=() splits=''
@@ -114,7 +114,7 @@ train() { # train TASK CONFIG DATA SHAPES STATS EXP "FILE..." [option...]
     files+=" ${shapes}/speech_shape ${stats}/.command ${stats}/train/feats_stats.npz"
     key=$(key_of "${files}" "${command[@]}")
     is_done "${exp}" "${key}" && return
-    # Without a checkpoint there is nothing that ESPnet would go on from.
+    # Without a checkpoint ESPnet has nothing to resume.
     [ ! -e "${exp}/checkpoint.pth" ] || [ "$(cat "${exp}/.command")" = "${key}" ] ||
         refuse_other "${exp}"
     begin "${exp}" "${key}"
@@ -131,13 +131,13 @@ split_tables() { # split_tables DATA SHAPES DIR: as asr.sh, with the weights of 
 }
 launch() { # launch EXP COMMAND...: train on GPUs, through the queue
     local exp=$1 job=$1/train.log log=$1/train.log follower earlier code=0
-    # SGE takes no "/" in a name.
+    # SGE does not allow "/" in a name.
     [[ ${cuda_cmd} != *queue*.pl* ]] || job=$(basename "${exp}")
-    # A line an epoch; a log that is there already is one of an earlier run.
+    # One line per epoch; an existing log is that of an earlier run.
     earlier=$(stat -c %i "${log}" 2>/dev/null) || true
     ${python} "${here}/utils/follow_epochs.py" "${log}" "${earlier}" &
     follower=$!
-    # The launcher repeats the log where it fails; our last line tells what is in it.
+    # The launcher repeats the log when it fails; our last line quotes its error.
     {
         ${python} -m espnet2.bin.launch --cmd "${cuda_cmd} --name ${job}" \
             --log "${log}" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \

@@ -4,7 +4,7 @@
     run_jobs.py [--max_jobs_run N] [--other value ...] [JOB=1:4] exp/log.JOB.txt command
 
 Takes the command line of Kaldi's run.pl: JOB is replaced by the job's number, options
-for clusters (--gpu, --mem, --name ...) are accepted and not needed here.
+for clusters (--gpu, --mem, --name ...) are accepted and ignored.
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ python=${python:-python3}
 
 default=downloads/free-spoken-digit-dataset
 if [ ! -e data/.done ] && [ ! -d "${FSDD}/recordings" ] && [ "${FSDD}" = "${default}" ]; then
-    echo "$0: ${FSDD}/recordings is not there, cloning ${repository}"
+    echo "$0: ${FSDD}/recordings not found, cloning ${repository}"
     rm -rf "${FSDD}.tmp"
     mkdir -p downloads
     if GIT_TERMINAL_PROMPT=0 git clone --quiet --depth 1 "${repository}" "${FSDD}.tmp"; then
         rm -rf "${FSDD}"
         mv "${FSDD}.tmp" "${FSDD}"
     else
-        echo "$0: the clone failed (no network?). Put a copy of the data set somewhere and" \
-            "give its folder: FSDD=/path/to/it ./run.sh, or write it into db.sh" >&2
+        echo "$0: the clone failed (no network?). Name the folder of a" \
+            "copy: FSDD=/path/to/it ./run.sh, or in db.sh" >&2
         exit 1
     fi
 fi

@@ -2,7 +2,7 @@
 # Make data/{train_nodup,train_dev,eval2000} and data/nlsyms.txt from Switchboard and Hub5
 # 2000, and data/local/other_text/text from Fisher where FISHER is set. Run in the recipe
 # folder after `. ./path.sh`; every option goes to espnet_kd.bin.prepare_switchboard (its
-# --help lists them). Does nothing when done, even where db.sh names no folder any more;
+# --help lists them). Does nothing when done, even if db.sh no longer names a folder;
 # downloads nothing.
 set -euo pipefail
 
@@ -12,7 +12,7 @@ python=${python:-python3}
 
 for corpus in SWBD SWBD_TRANSCRIPTS EVAL2000 EVAL2000_TRANSCRIPTS; do
     if [ ! -e data/.done ] && [ ! -d "${!corpus}" ]; then
-        echo "$0: ${corpus}='${!corpus}' is no folder. Write it into db.sh, or run" \
+        echo "$0: ${corpus}='${!corpus}': folder not found. Set it in db.sh, or run" \
             "SWBD=/path/to/it EVAL2000=/path/to/it ./run.sh" >&2
         exit 1
     fi

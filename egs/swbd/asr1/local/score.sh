@@ -28,5 +28,5 @@ for text in "${folder}"/*/eval2000/text; do
     echo "${table}"
 done
 if [ "${found}" = false ]; then
-    echo "$0: ${folder} has no decoding of eval2000, nothing is scored by the stm"
+    echo "$0: ${folder} no decoding of eval2000 found, nothing is scored by the stm"
 fi

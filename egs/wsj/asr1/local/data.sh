@@ -10,7 +10,7 @@ python=${python:-python3}
 
 for corpus in WSJ0 WSJ1; do
     if [ ! -e data/.done ] && [ ! -d "${!corpus}" ]; then
-        echo "$0: ${corpus}='${!corpus}' is no folder. Write it into db.sh, or run" \
+        echo "$0: ${corpus}='${!corpus}': folder not found. Set it in db.sh, or run" \
             "WSJ0=/path/to/it WSJ1=/path/to/it ./run.sh" >&2
         exit 1
     fi
