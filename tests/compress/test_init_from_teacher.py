@@ -449,7 +449,7 @@ def test_a_part_that_the_teacher_has_not_keeps_its_start(build, caplog):
         (dict(layers=[]), "layers: .* is neither"),
         (dict(layers=[0, -1]), r"layers\[1\]: -1 must be at least 0"),
         (dict(layers=[0.5]), r"layers\[0\]: 0.5 is not a whole number"),
-        (dict(layers=dict(ctc=[0])), "layers: 'ctc' is none of"),
+        (dict(layers=dict(ctc=[0])), "layers: 'ctc' is not one of"),
         (dict(layers=dict(decoder="odd")), r"layers\.decoder: 'odd' is neither"),
         (dict(teacher_index=-1), "teacher_index: -1 must be at least 0"),
     ],

@@ -92,8 +92,8 @@ def test_one_fault_is_one_problem(
     [
         ("a-1 rec 0.5 3.5", "ends at 3.5 s, its recording rec at 3.000 s"),
         ("a-1 rec 3.5 -1", "ends at -1.0 s, its recording rec at 3.000 s"),
-        ("a-1 rec 1.5 0.5", "is no stretch of time"),
-        ("a-1 rec -0.5 0.5", "is no stretch of time"),
+        ("a-1 rec 1.5 0.5", "is not a valid time span"),
+        ("a-1 rec -0.5 0.5", "is not a valid time span"),
         ("a-1 other 0.5 1.25", "its recording other is not in wav.scp"),
         ("a-1 rec 0.5", "is not '<recording> <start> <end>'"),
     ],

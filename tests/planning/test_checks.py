@@ -102,7 +102,7 @@ def test_a_recipe_without_faults(recipe: Path):
         (None, {"pretrained_model": "exp/x.pth:a:b"}, "exp/x.pth: not found"),
         (None, {"fs": "8k"}, "exp/teacher/config.yaml was trained on 16000 Hz audio"),
         (None, {"teacher_weights": "1 2"}, "--teacher_weights: 2 weights for 1"),
-        (None, {"kd_args": "--kd_conf rate=mean"}, "kd_conf: rate: 'mean' is none of"),
+        (None, {"kd_args": "--kd_conf rate=mean"}, "kd_conf: rate: 'mean' is not one of"),
         (None, {"asr_task": "asr_transducer"}, "a configuration of task asr; give"),
         (
             lambda: write("conf/student.yaml", "a: [\n"),
