@@ -9,7 +9,7 @@ Their lines are `sw2001A-ms98-a-0001 0.000000 0.977625 [silence]`. The sets are 
 of Kaldi and ESPnet:
 
     all utterances, sorted --> train_dev      the first 4000
-                           \\-> train_nodup    the others, a text at most about 300 times
+                           \\-> train_nodup    the others, a text at most ~300 times
 
 Of `lhotse prepare switchboard` only the reading of transcripts is used: it decodes
 every call with sph2pipe to find its length, calls both speakers A, drops words after

@@ -180,7 +180,7 @@ def torn(c: Chain) -> Iterator[str]:
             model = Path(teacher, c.teacher_model)
             damage = damage_of(model) if model.is_file() else None
             if damage is not None:
-                yield f"{model}: the file is {damage}; copy it anew, or train again"
+                yield f"{model}: the file is {damage}; copy it again, or train again"
 
 
 def _weights_of_an_epoch(exp: str, stage: int) -> str:

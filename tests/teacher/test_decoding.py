@@ -250,7 +250,7 @@ def test_batches_are_decoded_as_single_utterances(
             assert scores[0] == pytest.approx(scores[1], abs=1e-4)
         assert "1 without hypothesis" in capsys.readouterr().out.splitlines()[-1]
 
-    # A job goes on with another batch_size where it stopped.
+    # A job may resume with another batch_size.
     content = together.read_bytes()
     together.write_bytes(b"".join(content.splitlines(True)[:3])[:-5])
     decode(tmp_path, data_dir, model, "--nbest", 4, out=together.name, batch=2)
@@ -360,7 +360,7 @@ def test_options(models, tmp_path):
 
     check_options({"beam_size": 1, "ctc_weight": 0.3}, "asr")
     with pytest.raises(
-        ValueError, match="ctc_wieght: no option.*known are .*ctc_weight"
+        ValueError, match="ctc_wieght: not an option.*known: .*ctc_weight"
     ):
         check_options({"ctc_wieght": 0.3}, "asr")
     with pytest.raises(ValueError, match="ctc_weight: no option"):
