@@ -173,7 +173,7 @@ def test_biases_and_numbers_are_one_row():
     bias = torch.tensor([4.0, -1.0, 2.0])
     assert pruned(bias, "unstructured", 2).tolist() == [False, True, True]
     assert pruned(bias, "1x2", 1).tolist() == [False, False, True]
-    scale = torch.tensor(1.0)  # say the scale of ESPnet's scaled positions
+    scale = torch.tensor(1.0)  # for example of ESPnet's scaled positions
     assert pruned(scale, "unstructured", 1).tolist() is True
 
 

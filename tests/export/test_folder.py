@@ -82,7 +82,7 @@ def test_what_the_folder_holds(student, tmp_path, kind):
     copied = tmp_path / "plain" / MODEL
     assert not copied.is_symlink() and (exp / MODEL).is_symlink()
     one, other = torch.load(exp / MODEL), torch.load(copied)
-    # Renamed weights are there under both names, for every version of ESPnet.
+    # Renamed weights have both names, for every version of ESPnet.
     renamed = ["encoder.embed.out.0", "encoder.embed.out"] if kind == "hybrid" else []
     assert {*one, *(f"{name}.{part}" for name in renamed for part in PARTS)} == {*other}
     for part in PARTS[: len(renamed)]:
@@ -162,7 +162,7 @@ def test_wrong_checkpoints_are_refused(student, tmp_path):
         export_folder(other, "nothing.pth", tmp_path / "x")
     with pytest.raises(ValueError, match="model_file: ../a.pth: the name of a file"):
         export_folder(other, "../a.pth", tmp_path / "x")
-    # A trainer's checkpoint: ESPnet would load nothing of it, and say nothing.
+    # A trainer's checkpoint: ESPnet would silently load nothing of it.
     state = torch.load(other / MODEL)
     torch.save({"model": state, "reporter": {}}, other / "checkpoint.pth")
     with pytest.raises(ValueError, match="checkpoint.pth: not a model's state_dict"):

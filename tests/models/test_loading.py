@@ -63,7 +63,7 @@ def cut_off(state: dict, path: Path) -> None:
 CHANGED = {
     "module": (
         lambda state: {f"module.{name}": value for name, value in state.items()},
-        r"lacks \d+ \(.+\) of the model's \d+ weights and holds \d+ \(module\.",
+        r"lacks \d+ \(.+\) of the model's \d+ weights and has \d+ \(module\.",
     ),
     "no decoder": (
         lambda state: without(state, "decoder."),

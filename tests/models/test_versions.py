@@ -238,7 +238,7 @@ def test_patterns_with_names_of_either_version(model, pattern: str):
     plain = load_stock_model(*model(IDS.index("contextual_block_transformer conv2d")))
     found = set(pruner(plain, parameters=["*.embed.out.weight"]).weights)
     assert found == {"encoder.embed.out.weight"}  # in all versions
-    with pytest.raises(ValueError, match="fits none of the names"):
+    with pytest.raises(ValueError, match="matches none of the names"):
         pruner(plain, parameters=["*.embed.out.0.weight"])
 
 

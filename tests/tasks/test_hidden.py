@@ -266,7 +266,7 @@ def test_two_processes_train_the_projections_as_one(tmp_path: Path):
         ),
         (
             dict(student="encoder.embed.conv", teacher=FIRST),
-            r"hidden\[0\].student: 'encoder.embed.conv' makes .* after the subsampling",
+            r"hidden\[0\].student: 'encoder.embed.conv' outputs .* after the subsampling",
         ),
         (
             dict(student=FIRST, teacher="ctc.ctc_lo"),
