@@ -76,8 +76,9 @@ class PruningConf(Section):
         most = 0.5 if block_sides(self.pattern) is None else 1.0
         if self.sparsity > most or (self.sparsity == 1 and most == 1):
             raise ValueError(
-                f"sparsity: {self.sparsity} must be a share of the weights, with "
-                f"pattern: {self.pattern} " + ("at most 0.5" if most < 1 else "below 1")
+                f"sparsity: {self.sparsity} must be a share of the weights "
+                + ("of at most 0.5" if most < 1 else "below 1")
+                + f" with pattern: {self.pattern}"
             )
         if self.initial_sparsity > self.sparsity:
             raise ValueError(

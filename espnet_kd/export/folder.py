@@ -113,7 +113,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ValueError(
-        f"{folder}: exists without a {RECORD} of {MADE_BY}; give another --output_dir"
+        f"{folder}: exists without the {RECORD} of {MADE_BY}; give another --output_dir"
     )
 
 

@@ -274,7 +274,7 @@ REFUSED = {
     "deeper": (
         asr(asr_encoder("conformer", num_blocks=3)),
         CONFORMER,
-        r"encoder\.encoders: the student has 3 layers, teacher 0 has 2; give",
+        r"encoder\.encoders: the student has 3 layers, teacher 0 has 2; the student must",
     ),
     "wider": (
         asr(asr_encoder("conformer", 12)),
@@ -411,7 +411,7 @@ def test_refused(build, case):
 @pytest.mark.parametrize(
     ("config", "layers", "message"),
     [
-        (HYBRID, [0, 2], r"layers\.encoder: teacher 0 has no layer 2, .* 0 to 1"),
+        (HYBRID, [0, 2], r"layers\.encoder: teacher 0 has no layer 2; .* 0 to 1"),
         (HYBRID, [1], r"layers\.encoder: \[1\] are 1 layers, but the student has 2;"),
         (HYBRID, dict(decoder=[0, 7]), r"layers\.decoder: teacher 0 has no layer 7"),
         (CONFORMER, dict(decoder=[0]), r"layers\.decoder: \[0\] is listed, but"),

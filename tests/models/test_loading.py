@@ -404,7 +404,7 @@ def test_adapters_alone(recipe: Recipe, tmp_path: Path, monkeypatch):
     for name, value in adapters.items():
         assert torch.equal(read.state_dict()[name], value)
     torch.save({**adapters, "other": torch.ones(1)}, tmp_path / "adapters.pth")
-    with pytest.raises(ValueError, match=r"holds 1 \(other\)"):
+    with pytest.raises(ValueError, match=r"has 1 \(other\)"):
         load_stock_model(tmp_path / "config.yaml", tmp_path / "adapters.pth")
     torch.save(dict(list(adapters.items())[1:]), tmp_path / "adapters.pth")
     with pytest.raises(ValueError, match="lacks 1 .*lora_"):

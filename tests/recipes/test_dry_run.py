@@ -49,9 +49,9 @@ def test_our_recipes_have_no_faults(recipe: Path):
     answer = dry_run(recipe)
     assert answer.returncode == 0, answer.stderr
     said = states(answer.stdout)
-    assert said[6].startswith("nothing to do") and said[10] == "not asked for"
+    assert said[6].startswith("nothing to do") and said[10] == "not requested"
     assert said[:6] + said[7:10] + said[11:] == 12 * ["will run"]
-    assert "No estimate: hours of audio are not known yet" in answer.stdout
+    assert "No estimate: hours of audio are not yet known" in answer.stdout
     assert tree(recipe) == before
 
 
@@ -77,7 +77,7 @@ def test_all_faults_and_what_is_missing(mini: Path):
     ):
         assert sum(part in error for error in errors) == 1, errors
     said = states(answer.stdout)
-    assert said[:8] == 6 * ["not asked for"] + [said[6], "not asked for"]
+    assert said[:8] == 6 * ["not requested"] + [said[6], "not requested"]
     train = "missing dump/raw/train_labelled/wav.scp, made by stage 2, and"
     assert said[8].startswith(train)
     assert not (mini / "exp").exists()
