@@ -1,7 +1,7 @@
 """`kd_conf.init_from_teacher`: a student that starts from its teacher's weights.
 
-The student takes some of the teacher's layers, each as it is, and all that is not in a
-layer. A student of the teacher's size becomes the teacher.
+The student copies some of the teacher's layers unchanged, and everything outside the
+layers. A student of the teacher's size becomes the teacher.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from espnet_kd.compress.layer_stacks import Stack, has_state, stacks_in
 from espnet_kd.config.init import LISTED, InitConf, Layers
 
 FIELD = "kd_conf.init_from_teacher"
-# Attributes that decide what a module computes, but none of its shapes, and what they
-# are to who configures it.
+# Attributes that affect a module's output but not its shapes, described for messages.
 SAME = {
     "h": "number of attention heads",
     "num_heads": "number of attention heads",
@@ -34,7 +33,7 @@ SAME = {
 
 @dataclass
 class Part:
-    """One top-level module of both models and what is taken over."""
+    """One top-level module of both models, and what is copied."""
 
     path: str
     student: nn.Module
@@ -52,8 +51,8 @@ def init_from_teacher(
 ) -> dict[str, str]:
     """Copy the teacher's parameters and buffers into a student of the same width.
 
-    A part (decoder, ctc, joint_network ..) that the teacher does not have, or has of
-    another class, is left as it is; the encoder must be taken over.
+    A part (decoder, ctc, joint_network ..) that the teacher lacks, or whose class
+    differs, is left unchanged; the encoder must be copied.
 
     Args:
         student: stock ESPnet model, changed in place.
@@ -66,13 +65,12 @@ def init_from_teacher(
 
     Raises:
         ValueError: the student is deeper than the teacher, or parts of the same class
-            differ in anything but their number of layers; the student is unchanged
-            then.
+            differ in more than their number of layers; the student is then unchanged.
     """
     if list(student.token_list) != list(teacher.token_list):
         raise ValueError(
             f"{FIELD}: the student's token list ({len(student.token_list)} tokens) is "
-            f"not that of {name} ({len(teacher.token_list)} tokens); use the teacher's"
+            f"not {name}'s ({len(teacher.token_list)} tokens); use the teacher's"
         )
     listed = {part: conf.of(part) for part in LISTED}
     parts, left = _match_parts(student, teacher, listed, name)
@@ -96,7 +94,7 @@ def init_from_teacher(
 def _match_parts(
     student: nn.Module, teacher: nn.Module, listed: Mapping[str, Layers], name: str
 ) -> tuple[list[Part], list[str]]:
-    """The parts to take over, and the names of those that are left alone."""
+    """The parts to copy, and the names of those left unchanged."""
     parts, left = [], []
     _check_normalisation(student, teacher, name)
     for path, module in student.named_children():
@@ -110,8 +108,8 @@ def _match_parts(
             parts.append(part)
         elif path == "encoder":
             raise ValueError(
-                f"{FIELD}: the student's encoder is a {type(module).__name__}, that of "
-                f"{name} a {type(other).__name__}; use the same encoder, or leave "
+                f"{FIELD}: the student's encoder is a {type(module).__name__}, "
+                f"{name}'s a {type(other).__name__}; use the same encoder, or leave "
                 "init_from_teacher out"
             )
         else:
@@ -126,9 +124,9 @@ def _match_parts(
 
 
 def _choose_layers(part: Part, wanted: Layers) -> None:
-    """Set the part's stack of layers and the teacher's layers for it."""
+    """Set the part's stack of layers and the chosen layers of the teacher."""
     stacks = stacks_in(part.path, part.teacher)
-    # The deepest holds the layers, a smaller one, say, the attentions of a decoder.
+    # The deepest holds the layers; a smaller one may be a decoder's attentions.
     part.stack = max(stacks, key=lambda stack: stack.depth, default=None)
     where = f"{FIELD}.layers.{part.path}"
     if part.stack is None:
@@ -141,7 +139,7 @@ def _choose_layers(part: Part, wanted: Layers) -> None:
     if mine > depth:
         raise ValueError(
             f"{FIELD}: {part.stack.path}: the student has {mine} layers, {part.name} "
-            f"has {depth}; give the student at most as many"
+            f"has {depth}; the student must not have more"
         )
     if wanted == "even":
         gaps = max(mine - 1, 1)
@@ -155,7 +153,7 @@ def _choose_layers(part: Part, wanted: Layers) -> None:
         )
     if max(part.taken) >= depth:
         raise ValueError(
-            f"{where}: {part.name} has no layer {max(part.taken)}, its layers are 0 to "
+            f"{where}: {part.name} has no layer {max(part.taken)}; its layers are 0 to "
             f"{depth - 1}"
         )
 
@@ -163,7 +161,7 @@ def _choose_layers(part: Part, wanted: Layers) -> None:
 def _matched_names(
     part: Part, student: dict[str, Tensor], teacher: dict[str, Tensor]
 ) -> dict[str, str]:
-    """Student's names of a part with the teacher's; refuse what is only in one."""
+    """Names in a part of the student -> the teacher's; refuse names of one only."""
     start = f"{part.path}."
     names = {n: part.renamed(n) for n in student if n.startswith(start)}
     for ours, theirs in names.items():
@@ -178,7 +176,7 @@ def _matched_names(
         untaken = number is not None and number not in part.taken
         if theirs.startswith(start) and theirs not in used and not untaken:
             raise ValueError(
-                f"{FIELD}: {theirs} of {part.name} has no place in the student; "
+                f"{FIELD}: {theirs} of {part.name} is not in the student; "
                 f"configure the student's {part.path} as the teacher's"
             )
     return names
@@ -188,7 +186,7 @@ def _matched_names(
 
 
 def _check_normalisation(student: nn.Module, teacher: nn.Module, name: str) -> None:
-    """Refuse features that are normalised otherwise; not every way has a state."""
+    """Refuse a different normalisation of features; not every kind has a state."""
     ours, theirs = (type(getattr(m, "normalize", None)) for m in (student, teacher))
     if ours is not theirs:
         raise ValueError(
@@ -198,7 +196,7 @@ def _check_normalisation(student: nn.Module, teacher: nn.Module, name: str) -> N
 
 
 def _check_modules(part: Part) -> None:
-    """Refuse modules of other types, and what no shape tells (heads, strides)."""
+    """Refuse other types of modules, or settings without shapes (heads, strides)."""
     theirs = dict(part.teacher.named_modules(prefix=part.path))
     for path, module in part.student.named_modules(prefix=part.path):
         other = theirs.get(part.renamed(path))
@@ -223,7 +221,7 @@ def _check_modules(part: Part) -> None:
 def _setting(module: nn.Module, option: str) -> Any:
     value = getattr(module, option, None)
     if option == "subsample" and value is not None:
-        return math.prod(int(n) for n in value)  # of all layers, however many
+        return math.prod(int(n) for n in value)  # over all layers
     return value
 
 
@@ -234,16 +232,16 @@ def _check_shapes(
     teacher: dict[str, Tensor],
     name: str,
 ) -> None:
-    """Refuse a tensor of another size: layers are copied whole or not at all."""
+    """Refuse a tensor of another shape: layers are copied completely or not at all."""
     shape, wanted = student[ours].shape, teacher[theirs].shape
     if shape == wanted:
         return
     remedy = (
-        "layers are copied whole, so configure the student as the teacher in all but "
-        "the number of layers, or leave init_from_teacher out"
+        "layers are copied completely, so configure the student as the teacher except "
+        "for the number of layers, or leave init_from_teacher out"
     )
     if ours in teacher and teacher[ours].shape == shape:
-        remedy = "these layers differ: list others, with the first layer in its place"
+        remedy = "these layers differ: list others, with the first layer first"
     raise ValueError(
         f"{FIELD}: the shape of {ours} in the student is {tuple(shape)}, of {theirs} "
         f"in {name} {tuple(wanted)}; {remedy}"
@@ -254,7 +252,7 @@ def _check_filters(name: str, student: Tensor, value: Tensor, teacher: str) -> N
     """Refuse other mel filters of the same shape: the features would differ."""
     if name.endswith(".melmat") and not torch.allclose(student, value.to(student)):
         raise ValueError(
-            f"{FIELD}: {name} of the student differs from that of {teacher}; give the "
+            f"{FIELD}: {name} of the student differs from {teacher}'s; give the "
             "student the teacher's frontend_conf (fs, fmin, fmax)"
         )
 
@@ -268,8 +266,7 @@ def _log(parts: list[Part], left: list[str], teacher: nn.Module, name: str) -> N
     known = {*left, *(part.path for part in parts)}
     unused = [p for p, m in teacher.named_children() if has_state(m) and p not in known]
     logging.info(
-        "Student initialised from %s: %s; %s; left at their own start: %s; not taken: "
-        "%s",
+        "Student initialised from %s: %s; %s; not changed: %s; not taken: " "%s",
         name,
         ", ".join(part.path for part in parts),
         ", ".join(layers) or "no layers",

@@ -1,4 +1,4 @@
-"""Layers one after the other in a model, found by the names of its weights."""
+"""Stacks of layers in a model, found by the names of its weights."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ MultiSequential = legacy("nets.pytorch_backend.transformer.repeat").MultiSequent
 
 
 class Stack(NamedTuple):
-    """Layers one after the other; `pattern` finds a layer's number in a name."""
+    """Consecutive layers; `pattern` finds a layer's number in a name."""
 
     path: str
     depth: int
     pattern: re.Pattern
 
     def number(self, name: str) -> int | None:
-        """The layer to which a tensor or module belongs, None: to no layer."""
+        """The layer of a tensor or module, None if it is not in one."""
         match = self.pattern.match(name)
         return int(match[2]) if match else None
 
     def renamed(self, name: str, taken: Sequence[int]) -> str:
-        """The name in the teacher where student layer i is teacher layer taken[i]."""
+        """The name in the teacher, if student layer i is teacher layer taken[i]."""
         return self.pattern.sub(lambda match: f"{match[1]}{taken[int(match[2])]}", name)
 
 
 def stacks_in(path: str, module: nn.Module) -> list[Stack]:
-    """Outermost stacks of layers at and below a module, of which `path` is the name."""
+    """Outermost stacks of layers at and below a module named `path`."""
     start = re.escape(path)
     children = dict(module.named_children())
     rnns = [c for c, m in children.items() if isinstance(m, nn.RNNBase)]
@@ -38,7 +38,7 @@ def stacks_in(path: str, module: nn.Module) -> list[Stack]:
         pattern = rf"({start}\.\w+_l)(\d+)(?=_reverse$|$)"
         return [Stack(path, module.num_layers, re.compile(pattern))]
     if isinstance(module, (nn.ModuleList, MultiSequential)):
-        # A list of whole recurrent networks (VGG, RNN) is not a stack, its members are.
+        # In a list of whole recurrent networks (VGG, RNN), each member is a stack.
         networks = any(
             isinstance(inner, nn.RNNBase)
             for child in children.values()

@@ -1,7 +1,7 @@
-"""Gradual magnitude pruning (Zhu and Gupta, arXiv:1710.01878) while a student learns.
+"""Gradual magnitude pruning (Zhu and Gupta, arXiv:1710.01878) during training.
 
-A pruned weight is a zero in the model, no more: there are no masks in its state_dict,
-so that stock ESPnet resumes, averages and decodes it.
+A pruned weight is simply a zero in the model: its state_dict has no masks, so stock
+ESPnet can resume, average and decode it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from espnet_kd.models.versions import named_as, other_names
 
 
 class Pruner:
-    """Keeps the weights of a model pruned as a `PruningConf` has it.
+    """Keeps the weights of a model pruned according to a `PruningConf`.
 
-    While the schedule runs, a pruned weight's last value is remembered, and it returns
-    with that value when others have become smaller. Pruned weights get no gradient, so
-    that none counts in the gradient's norm and the optimiser does not move them.
+    While the schedule runs, a pruned weight's last value is remembered and restored if
+    others have become smaller. Pruned weights get no gradient, so they do not count in
+    the gradient's norm and the optimiser does not move them.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], conf: PruningConf) -> None:
@@ -51,7 +51,7 @@ class Pruner:
 
     @torch.no_grad()
     def after_update(self, updates: int, optimizer: torch.optim.Optimizer) -> None:
-        """Prune, after so many updates, and hold what is pruned at zero."""
+        """Prune after `updates` updates, and keep pruned weights at zero."""
         is_late = updates > self.conf.start and not self.pruned
         if self.conf.is_due(updates) or is_late:
             self.choose(updates)
@@ -63,10 +63,10 @@ class Pruner:
 
     @torch.no_grad()
     def choose(self, updates: int) -> None:
-        """Choose the masks that the schedule has after so many updates.
+        """Choose the masks according to the schedule after `updates` updates.
 
-        Until the schedule ends, every pruned weight gets its last value back, so that
-        all are compared; `after_update` zeroes those that the new masks hold.
+        Until the schedule ends, the last value of every pruned weight is restored, so
+        that all are compared; `after_update` zeroes those in the new masks.
         """
         values = {
             name: self._restored(name, weight) for name, weight in self.weights.items()
@@ -106,7 +106,7 @@ class Pruner:
         return {"sparsity": self.sparsity, "pruning_left": self.conf.left(updates)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs; values of pruned weights only."""
+        """The state for resuming; only the values of pruned weights."""
         remembered = {
             name: value[self.pruned[name]] for name, value in self.remembered.items()
         }
@@ -117,7 +117,7 @@ class Pruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where the checkpoint was pruned in another way."""
+        """Raises ValueError if the checkpoint was pruned with other settings."""
         now, there = asdict(self.conf), state["conf"]
         pruned, remembered = (
             named_as(self.weights, state[each]) for each in ("pruned", "remembered")
@@ -131,8 +131,8 @@ class Pruner:
             differing.append("its parameters, or which of them are trained")
         if differing:
             raise ValueError(
-                f"kd_conf.pruning: the checkpoint was pruned in another way ("
-                f"{'; '.join(differing)}); resume with what it has, or begin a new "
+                f"kd_conf.pruning: the checkpoint was pruned with other settings ("
+                f"{'; '.join(differing)}); resume with those, or begin a new "
                 "folder with --init_param"
             )
         if not pruned:
@@ -150,15 +150,15 @@ def make_pruner(model: nn.Module, conf: PruningConf) -> Pruner:
     """The pruner of a model's trainable parameters.
 
     Raises:
-        ValueError: a pattern of names that fits no parameter, or none is left.
+        ValueError: a pattern matches no parameter, or no parameter is left.
     """
     weights = _choose_parameters(model, conf)
     pattern = parse_pattern(conf.pattern)
     dense = [name for name, each in weights.items() if not pattern.takes(each.shape)]
     if dense:
         logging.warning(
-            f"kd_conf.pruning.pattern: {conf.pattern} needs rows of whole groups of "
-            f"four; these stay dense: {', '.join(dense)}"
+            f"kd_conf.pruning.pattern: {conf.pattern} needs row lengths that are "
+            f"multiples of four; these stay dense: {', '.join(dense)}"
         )
     weights = {name: each for name, each in weights.items() if name not in dense}
     if not weights:
@@ -198,7 +198,7 @@ def _choose_parameters(model: nn.Module, conf: PruningConf) -> dict[str, nn.Para
 def _matching(
     names: Any, patterns: tuple[str, ...], field: str, renamed: Mapping[str, str]
 ) -> set[str]:
-    """The names that patterns fit, in which a weight may have its name of any version
+    """The names that match patterns; a weight may be given by its name in any version
     of ESPnet."""
     matching = set()
     for pattern in patterns:
@@ -209,8 +209,8 @@ def _matching(
         }
         if not found:
             raise ValueError(
-                f"kd_conf.pruning.{field}: {pattern!r} fits none of the names, which "
-                f"are {', '.join(names)}"
+                f"kd_conf.pruning.{field}: {pattern!r} matches none of the names: "
+                f"{', '.join(names)}"
             )
         matching |= found
     return matching
@@ -221,7 +221,7 @@ def _nearest(count: float) -> int:
 
 
 def _as_rank_0(mask: Tensor) -> Tensor:
-    """The mask that the first rank chose."""
+    """The mask chosen by the first rank."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return mask
     chosen = mask.to(torch.uint8)

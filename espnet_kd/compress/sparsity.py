@@ -1,8 +1,8 @@
-"""Which weights of a model may be pruned, and which of them matter least.
+"""The weights of a model that can be pruned, and the least important ones.
 
-Weights are seen as rows: (outputs, inputs), of a convolution (outputs, inputs x
-kernel). What is pruned as one is a unit: a weight, a block of weights, or the two
-smallest of four neighbours of a row.
+Weights are viewed as rows: (outputs, inputs), of a convolution (outputs, inputs x
+kernel). Weights are pruned in units: a weight, a block of weights, or the two smallest
+of four neighbours in a row.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from espnet_kd.config.checks import block_sides
 
-PROJECTIONS = "kd_projections."  # of hidden-layer KD; no part of the saved student
-# Layers that multiply with a weight.
+PROJECTIONS = "kd_projections."  # of hidden-layer KD; not part of the saved student
+# Layers that multiply by a weight.
 MULTIPLYING = (
     nn.Linear,
     nn.modules.conv._ConvNd,
@@ -27,8 +27,7 @@ MULTIPLYING = (
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of linear, convolutional and recurrent layers, by name.
 
-    Biases, norms and embeddings, also where tied to an output layer, are not among
-    them.
+    Biases, norms and embeddings, even if tied to an output layer, are not included.
     """
     modules = list(model.modules())
     embeddings = {id(m.weight) for m in modules if isinstance(m, nn.Embedding)}
@@ -68,16 +67,16 @@ class Blocks:
     most = 1.0  # sparsity with every unit pruned
 
     def takes(self, shape: torch.Size) -> bool:
-        """Whether a weight of this shape can be pruned so."""
+        """Whether a weight of this shape can be pruned with this pattern."""
         return True
 
     def scores(self, weight: Tensor) -> Tensor:
-        """How much each unit matters, (units,)."""
+        """Importance of each unit, (units,)."""
         magnitude = _rows(weight).abs()
         return (self._sums(magnitude) / self._sums(torch.ones_like(magnitude))).ravel()
 
     def mask(self, weight: Tensor, units: Tensor) -> Tensor:
-        """Of the weights of the units (units,) that are True; shape of `weight`."""
+        """Mask of the weights whose units (units,) are True; shape of `weight`."""
         height, width = _rows(weight).shape
         blocks = units.view(-(-height // self.height), -1)
         spread = blocks.repeat_interleave(self.height, 0)
@@ -93,15 +92,15 @@ class Blocks:
 
 @dataclass(frozen=True)
 class TwoOfFour:
-    """2:4 sparsity: units are the two smallest of each four neighbours of a row.
+    """2:4 sparsity: units are the two smallest of each four neighbours in a row.
 
-    Sparse tensor cores multiply a weight all of whose units are pruned.
+    Sparse tensor cores can multiply a weight if all of its units are pruned.
     """
 
     most = 0.5
 
     def takes(self, shape: torch.Size) -> bool:
-        """Whether the rows are made of whole groups of four."""
+        """Whether the row length is a multiple of four."""
         return len(shape) > 1 and shape[1:].numel() % 4 == 0
 
     def scores(self, weight: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ class TwoOfFour:
         return groups.gather(1, _two_smallest(groups)).sum(1)
 
     def mask(self, weight: Tensor, units: Tensor) -> Tensor:
-        """Of the weights of the units (units,) that are True; shape of `weight`."""
+        """Mask of the weights whose units (units,) are True; shape of `weight`."""
         groups = weight.abs().reshape(-1, 4)
         pruned = torch.zeros_like(groups, dtype=torch.bool)
         pruned.scatter_(1, _two_smallest(groups), units.unsqueeze(1).expand(-1, 2))
@@ -118,7 +117,7 @@ class TwoOfFour:
 
 
 def parse_pattern(pattern: str) -> Blocks | TwoOfFour:
-    """`unstructured`, `2:4` or a block, say `1x16` (outputs x inputs).
+    """`unstructured`, `2:4` or a block such as `1x16` (outputs x inputs).
 
     Raises:
         ValueError: none of these.
@@ -132,5 +131,5 @@ def _rows(weight: Tensor) -> Tensor:
 
 
 def _two_smallest(groups: Tensor) -> Tensor:
-    """Places (N, 2) in groups (N, 4), the first ones among equals."""
+    """Indices (N, 2) in groups (N, 4), the first ones among equals."""
     return groups.sort(dim=1, stable=True).indices[:, :2]

@@ -10,7 +10,7 @@ from typing import Any, Sequence
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
     """ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is none of {list(allowed)}")
+        raise ValueError(f"{name}: {value!r} is not one of {list(allowed)}")
 
 
 def number(
@@ -36,8 +36,8 @@ def integer(name: str, value: Any, minimum: int | None = None) -> None:
 
 
 def block_sides(pattern: Any) -> tuple[int, int] | None:
-    """Outputs and inputs of the blocks that a pruning pattern names, say `1x16`;
-    `unstructured` is 1 x 1, `2:4` has no blocks. ValueError for any other."""
+    """Outputs and inputs of the blocks of a pruning pattern, for example `1x16`;
+    `unstructured` is 1 x 1, `2:4` has no blocks. ValueError for anything else."""
     if pattern == "2:4":
         return None
     if pattern == "unstructured":
@@ -45,7 +45,7 @@ def block_sides(pattern: Any) -> tuple[int, int] | None:
     sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(pattern))
     if sides is None:
         raise ValueError(
-            f"pattern: {pattern!r} is none of unstructured, 2:4 (in quotes) or a block "
-            "of outputs x inputs such as 1x16"
+            f"pattern: {pattern!r} is not one of unstructured, 2:4 (in quotes) or a "
+            "block of outputs x inputs such as 1x16"
         )
     return int(sides[1]), int(sides[2])

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import yaml
 
-# libyaml's, where it is there: a token list of thousands takes seconds without.
+# libyaml's loader if available: without it a long token list takes seconds.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The options in a file, none where it is empty.
+    """The options in a file; an empty file has none.
 
     Raises:
-        OSError, yaml.YAMLError: it cannot be read, or is not YAML.
-        ValueError: it holds something else than options.
+        OSError, yaml.YAMLError: the file cannot be read, or is not YAML.
+        ValueError: it is not a mapping.
     """
-    with Path(path).open(encoding="utf-8") as file:  # which errors of YAML name
+    with Path(path).open(encoding="utf-8") as file:  # YAML errors name the open file
         options = yaml.load(file, Loader=_Loader)
     if options is None:
         return {}

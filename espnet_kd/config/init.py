@@ -19,7 +19,7 @@ def _layers(name: str, value: Any) -> Layers | Mapping[str, Layers]:
         return value
     for part, layers in value.items():
         if part not in LISTED:
-            raise ValueError(f"{name}: {part!r} is none of {list(LISTED)}")
+            raise ValueError(f"{name}: {part!r} is not one of {list(LISTED)}")
         _check_layers(f"{name}.{part}", layers)
     return value
 

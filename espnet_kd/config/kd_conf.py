@@ -25,7 +25,7 @@ from espnet_kd.config.schedules import NumberOrSchedule, Scheduled, section_at
 
 
 def _nested(words: str) -> Form:
-    """Sections within `kd_conf`, which `parse_kd_conf` makes."""
+    """Sections of `kd_conf`, which `parse_kd_conf` builds."""
     return Form(words, lambda name, value: value)
 
 
@@ -101,7 +101,7 @@ class KDConf(Section):
 
     @property
     def possible_losses(self) -> Iterator[LossConf]:
-        """Every loss, each of a list of nodes too."""
+        """Every loss, including each one that a list of nodes may become."""
         for entry in self.losses:
             yield from losses_of(entry)
 
@@ -120,7 +120,7 @@ def parse_kd_conf(conf: Mapping[str, Any]) -> KDConf:
 
     Raises:
         ValueError: an unknown key or a bad value; the message names the field and
-            what it may be.
+            the values it may take.
     """
     check_mapping(conf, "kd_conf")
     conf = dict(conf)

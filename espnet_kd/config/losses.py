@@ -33,10 +33,10 @@ class LossConf(Section):
     """One loss of `kd_conf`, at one kind of nodes; a subclass for each kind.
 
     Attributes:
-        nodes: the name of the kind of nodes in `kd_conf`.
-        compared: what is compared, for readers.
-        needs: what student and teachers need for it, for readers.
-        signal: the nodes that models must have for it, where they have another name.
+        nodes: name of the kind of nodes in `kd_conf`.
+        compared: what is compared, for help texts.
+        needs: what student and teachers need, for help texts.
+        signal: nodes that the models must have, if named differently.
     """
 
     nodes: ClassVar[str]
@@ -61,7 +61,7 @@ class LossConf(Section):
 
     @property
     def variant(self) -> str:
-        """What tells losses at the same nodes apart in the statistics."""
+        """Distinguishes losses at the same nodes in the statistics."""
         raise NotImplementedError
 
     def at(self, updates: int) -> LossConf:
@@ -101,8 +101,8 @@ class NodeLossConf(LossConf):
         leaves_classes_out = (self.classes, self.tail) == ("topk", "renormalize")
         if self.divergence == "reverse_kl" and leaves_classes_out:
             raise ValueError(
-                "divergence: reverse_kl is infinite with tail: renormalize, by which "
-                "all other classes have no mass in the teacher; use tail: bucket, or "
+                "divergence: reverse_kl is infinite with tail: renormalize, which "
+                "leaves the other classes without teacher mass; use tail: bucket, or "
                 "another divergence"
             )
 
@@ -218,8 +218,8 @@ class PathConf(TransducerLossConf):
             )
         if self.num_paths > 1 and self.paths == "best":
             raise ValueError(
-                f"num_paths: {self.num_paths} needs paths: nbest or sample; there is "
-                "one best path"
+                f"num_paths: {self.num_paths} needs paths: nbest or sample; paths: "
+                "best is a single path"
             )
 
 
@@ -251,7 +251,7 @@ class SequenceConf(LossConf):
         super().__post_init__()
         if self.distance != "kl" and self.temperature != 1:
             raise ValueError(
-                f"temperature: distance: {self.distance} has none; leave it out"
+                f"temperature: not used by distance: {self.distance}; leave it out"
             )
 
 
@@ -268,14 +268,14 @@ LATTICE_NODES = tuple(
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What a list of nodes stands for: the losses at each of these nodes that all
-    models have (`espnet_kd.distill.fitting.with_known_nodes` takes them)."""
+    """A list of nodes: a loss at each kind of these nodes that all models have
+    (chosen by `espnet_kd.distill.fitting.with_known_nodes`)."""
 
     losses: tuple[LossConf, ...]
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The names in their order."""
+        """The names, in order."""
         return tuple(loss.nodes for loss in self.losses)
 
     def at(self, updates: int) -> Alternatives:
@@ -295,10 +295,10 @@ def parse_loss(values: Any, where: str) -> Entry:
     """One entry of `kd_conf.losses`.
 
     Args:
-        where: begins messages, for example `kd_conf.losses[0]`.
+        where: prefix of messages, for example `kd_conf.losses[0]`.
 
     Raises:
-        ValueError: nodes or a field are not known, or a value is not allowed.
+        ValueError: unknown nodes or field, or a value that is not allowed.
     """
     check_mapping(values, where)
     if "nodes" not in values:
@@ -324,7 +324,7 @@ def _kinds(nodes: Any, where: str) -> list[type[LossConf]]:
 
 
 def _check_fit(kind: type[LossConf], given: Mapping[str, Any], where: str) -> None:
-    """Refuse fields, and names as their values, that these nodes do not have."""
+    """Refuse fields and choices that these nodes do not have."""
     own = fields_of(kind)
     for name, value in given.items():
         others = [each for each in LOSSES.values() if name in fields_of(each)]
@@ -349,11 +349,11 @@ def _check_fit(kind: type[LossConf], given: Mapping[str, Any], where: str) -> No
 
 
 def fields_of(kind: type[LossConf]) -> dict[str, Field]:
-    """The fields that a kind of nodes has, by name."""
+    """The fields of a kind of nodes, by name."""
     return {item.name: item for item in fields(kind)}
 
 
 def _allows(kind: type[LossConf], name: str, value: Any) -> bool:
-    """Whether `value` is one of the names that a field may have."""
+    """Whether `value` is one of the choices of a field."""
     choice = option_of(fields_of(kind)[name]).kind
     return isinstance(choice, Choice) and value in choice.names

@@ -1,7 +1,7 @@
-"""Fields of `kd_conf`: what each may hold, its default and its help text, in one place.
+"""Fields of `kd_conf`: type, default and help text of each, in one place.
 
-A field is written once, by `option`. From that come its check (`Section`), the `--help`
-of the training commands and docs/kd_conf.md (`espnet_kd.config.reference`).
+A field is defined once, by `option`. Its check (`Section`), the `--help` of training
+and docs/kd_conf.md (`espnet_kd.config.reference`) are derived from that.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from espnet_kd.config.checks import integer, number, one_of
 
 
 class Kind(Protocol):
-    """What a field may hold; `str` of it is for readers."""
+    """The type of a field; its `str` is for readers."""
 
     def parse(self, name: str, value: Any) -> Any:
-        """The value as it is kept. ValueError, which begins with `name`, for a value
-        that is not allowed."""
+        """The value as stored. ValueError, beginning with `name`, for a value that is
+        not allowed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Switch:
-    """true, false, or null for what the help text says."""
+    """true, false, or null (its meaning is in the help text)."""
 
     def parse(self, name: str, value: Any) -> bool | None:
         if not isinstance(value, (bool, type(None))):
@@ -81,7 +81,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Form:
-    """Anything that a function takes, described in words."""
+    """Anything that a function accepts, described in words."""
 
     words: str
     check: Callable[[str, Any], Any]
@@ -95,13 +95,13 @@ class Form:
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field.
+    """Type and description of a field.
 
     Attributes:
-        kind: what it may hold.
-        help: one or a few sentences for readers, in Markdown.
-        experimental: whether no preset, recipe or row of results uses it; or the names
-            among its choices that none uses (tests/config/test_experimental.py).
+        kind: its type.
+        help: one or a few sentences, in Markdown.
+        experimental: True if no preset, recipe or row of results uses it; or those of
+            its choices that none uses (tests/config/test_experimental.py).
     """
 
     kind: Kind
@@ -115,23 +115,23 @@ def option(
     default: Any = MISSING,
     experimental: bool | tuple[str, ...] = False,
 ) -> Any:
-    """A field of a `Section`, without a default where it must be given."""
+    """A field of a `Section`; required if it has no default."""
     known = Option(kind, " ".join(help.split()), experimental)
     return field(default=default, metadata={"option": known})
 
 
 def option_of(item: Field) -> Option:
-    """What is known of a field of a `Section`."""
+    """The `Option` of a field of a `Section`."""
     return item.metadata["option"]
 
 
 @dataclass(frozen=True)
 class Section:
-    """Base of the parts of `kd_conf`: fields are checked, and kept as parsed.
+    """Base of the parts of `kd_conf`: fields are checked and stored as parsed.
 
     Attributes:
-        is_experimental: whether no preset, recipe or row of results uses the section;
-            its fields are then not marked one by one.
+        is_experimental: True if no preset, recipe or row of results uses the section;
+            its fields are then not marked individually.
     """
 
     is_experimental: ClassVar[bool] = False
@@ -146,10 +146,10 @@ def build(cls: type, values: Any, where: str) -> Any:
     """A section from a mapping of a YAML file.
 
     Args:
-        where: begins messages, for example `kd_conf.hidden[0]`.
+        where: prefix of messages, for example `kd_conf.hidden[0]`.
 
     Raises:
-        ValueError: a field is not known, is missing, or its value is not allowed.
+        ValueError: a field is unknown or missing, or its value is not allowed.
     """
     check_mapping(values, where)
     known = [item.name for item in fields(cls)]

@@ -1,4 +1,4 @@
-"""KD presets (conf/kd/*.yaml): what they hold, read without torch."""
+"""KD presets (conf/kd/*.yaml), read without torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def read_preset(path: str | Path) -> dict:
     """The sections of a preset.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a section is not known or the losses are not valid.
+        FileNotFoundError: the file does not exist.
+        ValueError: a section is unknown or the losses are not valid.
     """
     preset = read_yaml(path)
     for name in preset:
@@ -31,8 +31,8 @@ def read_preset(path: str | Path) -> dict:
 
 
 def merged(config: Mapping[str, Any], preset: Mapping[str, Any]) -> dict:
-    """A training configuration with `training` and `kd_conf` of a preset, which go
-    before its own; of nested options (`..._conf`) each entry by itself."""
+    """A training configuration overridden by `training` and `kd_conf` of a preset;
+    nested options (`..._conf`) are merged entry by entry."""
     both = dict(config)
     given = {**(preset.get("training") or {}), "kd_conf": preset.get("kd_conf") or {}}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""`kd_conf.pruning`: a student that becomes sparse while it learns."""
+"""`kd_conf.pruning`: a student that becomes sparse during training."""
 
 from __future__ import annotations
 
@@ -76,8 +76,9 @@ class PruningConf(Section):
         most = 0.5 if block_sides(self.pattern) is None else 1.0
         if self.sparsity > most or (self.sparsity == 1 and most == 1):
             raise ValueError(
-                f"sparsity: {self.sparsity} is a share of the weights, with pattern: "
-                f"{self.pattern} " + ("at most 0.5" if most < 1 else "below 1")
+                f"sparsity: {self.sparsity} must be a share of the weights "
+                + ("of at most 0.5" if most < 1 else "below 1")
+                + f" with pattern: {self.pattern}"
             )
         if self.initial_sparsity > self.sparsity:
             raise ValueError(
@@ -95,7 +96,7 @@ class PruningConf(Section):
         return is_within and (updates - self.start) % self.every == 0
 
     def left(self, updates: int) -> float:
-        """Share of the schedule that is still to come, from 1 to 0."""
+        """Share of the schedule that remains, from 1 to 0."""
         if updates >= self.end:
             return 0.0
         if updates <= self.start:

@@ -1,8 +1,8 @@
-"""Every field of `kd_conf` for readers: `--help` of training, and docs/kd_conf.md.
+"""Descriptions of all fields of `kd_conf`: `--help` of training, and docs/kd_conf.md.
 
     python -m espnet_kd.config.reference > docs/kd_conf.md
 
-writes that page again after a field, a name or a help text has changed.
+updates that page after a field, a name or a help text has changed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ALL = "all"  # nodes
 
 @dataclass(frozen=True)
 class Row:
-    """A field as readers see it; `nodes` is empty where it does not depend on them."""
+    """A field as displayed; `nodes` is empty if it does not depend on them."""
 
     name: str
     default: str
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A mapping within `kd_conf`: its place, what it is, and its fields."""
+    """A mapping within `kd_conf`: its path, description and fields."""
 
     path: str
     about: str
@@ -153,7 +153,7 @@ def page() -> str:
 
 
 def experimental() -> list[str]:
-    """Paths of the fields, kinds of nodes and names that are experimental, for example
+    """Paths of the experimental fields, kinds of nodes and choices, for example
     `kd_conf.rate`, `kd_conf.losses.nodes=band` and `kd_conf.losses.reduction=node`;
     `schedule` is any mapping in place of a number."""
     found = [
@@ -179,8 +179,8 @@ def _part(path: str, cls: type[Section], about: str) -> Part:
 
 
 def _rows_of_losses() -> tuple[Row, ...]:
-    """Each field once, with the nodes that have it; a field whose choices depend on the
-    nodes once for each."""
+    """Each field once, with the nodes that have it; once for each kind of nodes if its
+    choices depend on them."""
     nodes: dict[tuple[str, str, Option], list[str]] = {}
     for kind in LOSSES.values():
         for name, item in fields_of(kind).items():

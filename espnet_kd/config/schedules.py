@@ -1,4 +1,4 @@
-"""Weights and temperatures that change in the course of training."""
+"""Weights and temperatures that change during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Schedule(Section):
     """A number that goes from `start` to `end` with the updates of the student.
 
     An update is a step of the optimiser; batches that are accumulated for one update
-    all see the same number.
+    all use the same number.
     """
 
     is_experimental = True
@@ -64,7 +64,7 @@ class NumberOrSchedule:
 
 
 def at(value: Scheduled, updates: int) -> float:
-    """The number that `value` is after `updates` updates."""
+    """The value of a number or schedule after `updates` updates."""
     return value.at(updates) if isinstance(value, Schedule) else value
 
 
@@ -84,7 +84,8 @@ def parse_scheduled(
     """A number as it is, a mapping (`schedule: linear`, ...) as a `Schedule`.
 
     Raises:
-        ValueError: neither of them, or a value out of range; names the field.
+        ValueError: neither of them, or a value out of range; the message names the
+            field.
     """
     if isinstance(value, Mapping):
         value = _parse_schedule(name, value)
@@ -116,11 +117,11 @@ def _parse_schedule(name: str, values: Mapping[str, Any]) -> Scheduled:
 
 
 def scheduled_values(named: Mapping[str, Any], updates: int) -> dict[str, float]:
-    """Everything that changes in the course of training, as it is now.
+    """The current values of everything that changes during training.
 
     Args:
-        named: configurations by the names that they have in the statistics.
-        updates: done so far.
+        named: configurations by their names in the statistics.
+        updates: number done so far.
 
     Returns:
         `kd_weight_<name>`, `kd_temperature_<name>`, ...; nothing for plain numbers.

@@ -1,7 +1,7 @@
 """From the Lhotse manifests of a corpus to the recipe's data/ folders.
 
 <data>/manifests/<set>_recordings.jsonl.gz, <set>_supervisions.jsonl.gz
-<data>/<set>/{wav.scp,segments,text,utt2spk,...}      one utterance a supervision
+<data>/<set>/{wav.scp,segments,text,utt2spk,...}      one utterance per supervision
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ def write_set(
     *,
     expected: int | None = None,
 ) -> int:
-    """Write the manifests and the Kaldi folder of a set; returns its utterances.
+    """Write the manifests and the Kaldi folder of a set; returns the number of its
+    utterances.
 
     Args:
-        recordings: of one channel each.
-        supervisions: one for each utterance; its id becomes the utterance's. An id
-            must begin with its speaker's, or Kaldi's sorting of utt2spk breaks.
-        name: of the set, e.g. train_si284.
+        recordings: one channel each.
+        supervisions: one per utterance, which takes its id. An id must begin with its
+            speaker's, or Kaldi's sorting of utt2spk breaks.
+        name: of the set, for example train_si284.
         data_dir: the recipe's data/ folder.
-        expected: how many utterances the corpus has, None where it is not known.
+        expected: number of utterances in the corpus, None if not known.
 
     Raises:
-        ValueError: where the number of utterances is not the expected one, or an id
-            does not begin with its speaker's. Nothing of the set is written then.
+        ValueError: if the number of utterances is not the expected one, or an id does
+            not begin with its speaker's; nothing is written then.
     """
     for segment in supervisions:
         if not segment.id.startswith(segment.speaker or ""):
@@ -48,8 +49,8 @@ def write_set(
             )
     if expected is not None and len(supervisions) != expected:
         raise ValueError(
-            f"{name}: {len(supervisions)} utterances, the corpus has {expected}. A "
-            "part of it lacks or was changed; --check_counts false takes it as it is."
+            f"{name}: {len(supervisions)} utterances, the corpus has {expected}. Part "
+            "of it is missing or changed; --check_counts false accepts that."
         )
     manifests = data_dir / "manifests"
     for kind, manifest in {
@@ -66,7 +67,7 @@ def write_set(
 def utterances(
     recordings: RecordingSet, supervisions: SupervisionSet
 ) -> Iterator[MonoCut]:
-    """A cut for each supervision, of its id and its stretch of the recording."""
+    """A cut for each supervision, with its id and its part of the recording."""
     from lhotse import CutSet
 
     cuts = CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
@@ -77,13 +78,13 @@ def utterances(
 def once(
     data_dir: Path, options: dict[str, object], prepare: Callable[[], None]
 ) -> None:
-    """Prepare the data unless it was done with the same options before.
+    """Prepare the data unless this was done before with the same options.
 
-    They stand in ``data_dir``/.done, which is written last: a preparation that was cut
-    off is done again.
+    The options are stored in ``data_dir``/.done, which is written last: an interrupted
+    preparation is done again.
 
     Args:
-        options: what decides the data; they are compared as JSON.
+        options: everything that determines the data; compared as JSON.
     """
     mark = data_dir / ".done"
     wanted = json.dumps(options, sort_keys=True, default=str) + "\n"

@@ -1,13 +1,12 @@
 """Speech from the espeak-ng library that the `espeakng-loader` package carries.
 
-espeak-ng draws random numbers and cannot be put back to its start, so what it says
-depends on the time of day and on what it said before. Here a small process opens the
-library once and forks for every sentence: each is spoken from the same state, a crash
-costs one sentence, and nobody else's memory is forked (this file imports neither torch
-nor Lhotse).
+espeak-ng draws random numbers and cannot be reset, so its output depends on the time of
+day and on earlier sentences. Here a small process opens the library once and forks for
+every sentence: each is synthesised from the same state, a crash costs one sentence, and
+only a small process is forked (this file imports neither torch nor Lhotse).
 
     request   one line of JSON: {"text", "voice", "pitch", "rate"}
-    answer    8 bytes: the number of samples (-1: it failed), then 16-bit samples
+    answer    8 bytes: the number of samples (-1: failure), then 16-bit samples
 """
 
 import ctypes
@@ -32,7 +31,7 @@ PARAMETER_PITCH = 3
 
 
 class Espeak:
-    """Speak sentences, every one from the same state of the library.
+    """Synthesise sentences, each from the same state of the library.
 
     Close it after use: `with contextlib.closing(Espeak()) as espeak`.
     """
@@ -53,19 +52,19 @@ class Espeak:
     def say(
         self, text: str, voice: str, pitch: int = 50, rate: int = 175
     ) -> np.ndarray:
-        """Speak a sentence.
+        """Synthesise a sentence.
 
         Args:
             text: English words.
-            voice: accent and timbre, say "en-us+f3".
-            pitch: 0-100, 50 is the voice's own.
+            voice: accent and timbre, for example "en-us+f3".
+            pitch: 0-100, 50 is the voice's default.
             rate: words per minute, 80-450.
 
         Returns:
             (samples,) float64 at RATE, full scale 1.0.
 
         Raises:
-            ChildProcessError: where the library, or the voice, is missing.
+            ChildProcessError: if the library, or the voice, is missing.
         """
         request = {"text": text, "voice": voice, "pitch": pitch, "rate": rate}
         try:
@@ -77,8 +76,8 @@ class Espeak:
         number = struct.unpack("<q", header)[0] if len(header) == 8 else -1
         if number <= 0:
             raise ChildProcessError(
-                f"espeak-ng could not say '{text}' with voice '{voice}'. Its message "
-                "stands above; is the package there? pip install espeakng-loader"
+                f"espeak-ng could not synthesise '{text}' with voice '{voice}'; its "
+                "message is above. Is it installed? pip install espeakng-loader"
             )
         samples = np.frombuffer(self.process.stdout.read(2 * number), dtype="<i2")
         return samples / 32768.0
@@ -97,7 +96,7 @@ def _open_library() -> ctypes.CDLL:
     )
     if rate != RATE:
         raise RuntimeError(f"espeak_Initialize({data_path!r}) gave {rate}, not {RATE}")
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it took the time of day
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # default: the time of day
     return library
 
 
@@ -125,7 +124,7 @@ def _speak(library: ctypes.CDLL, request: dict) -> bytes:
 
 
 def _answer_in_child(library: ctypes.CDLL, line: bytes, output: BinaryIO) -> bool:
-    """Fork, speak in the child; returns whether it came to its end."""
+    """Fork and synthesise in the child; returns whether it succeeded."""
     child = os.fork()
     if child == 0:
         try:

@@ -8,12 +8,12 @@ LDC2002T43.
     <transcripts>/reference/en20000405_hub5.glm          which spellings are equal
 
 Both folders are searched, so it does not matter what was unpacked where. The set is
-that of Kaldi's and ESPnet's recipes: the segments of the pem, each longer by 0.1 s at
-either end where there is room, without those that the stm leaves out of the scoring.
-Scores come from the stm (`espnet_kd.report.stm_scoring`); `text` holds its plain words.
+that of Kaldi's and ESPnet's recipes: the segments of the pem, each extended by 0.1 s at
+either end where possible, without those that the stm excludes from scoring. Scores come
+from the stm (`espnet_kd.report.stm_scoring`); `text` holds its plain words.
 
-`lhotse prepare eval2000` reads other transcripts (one file for each call), whose
-segments are not those that are scored.
+`lhotse prepare eval2000` reads other transcripts (one file per call), whose segments
+are not the scored ones.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ PEM = "hub5e_00.pem"
 STM = "hub5e00.english.000405.stm"
 GLM = "en20000405_hub5.glm"
 MARGIN = 0.1  # s, of audio before and after a segment
-HESITATION = "%hesitation"  # what the glm makes of "uh" and the like, not scored
+HESITATION = "%hesitation"  # the glm maps "uh" and the like to it; not scored
 LEFT_OUT = "IGNORE_TIME_SEGMENT_IN_SCORING"
 SUBSETS = {"swbd": "sw_", "callhm": "en_"}  # name -> how the calls' names begin
 
-# What sclite does not take in the distributed stm; Kaldi's recipe repairs it so.
+# Parts of the distributed stm that sclite does not accept; repaired as by Kaldi.
 REPAIRS = (("((", "("), ("<B_ASIDE>", ""), ("<E_ASIDE>", ""))
 
 
@@ -54,7 +54,7 @@ class Segment(NamedTuple):
     call: str  # sw_4390
     channel: str  # A or B
     speaker: str
-    begin: str  # s, as it is written
+    begin: str  # s, as written
     end: str
     label: str  # <O,sw,F,sw-F>, may be empty
     transcript: str
@@ -65,22 +65,21 @@ class Segment(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The id of the utterance that is this segment, as Switchboard's."""
+        """The id of this segment's utterance, in Switchboard's form."""
         return utterance_id(self.side, self.begin, self.end)
 
 
 def read_stm(path: Path) -> list[Segment]:
-    """Read the segments of a stm file, also those that are not scored.
+    """Read the segments of a stm file, including those that are not scored.
 
     Format: NIST's sclite, `<call> <channel> <speaker> <begin> <end> [<label>] words`;
     `;;` begins a comment.
 
     Raises:
-        ValueError: at a line that is not of this format, or a segment that stands
-            twice.
+        ValueError: at a line that is not of this format, or a duplicate segment.
     """
     segments: dict[str, Segment] = {}
-    # Latin 1 reads any byte.
+    # Latin 1 decodes any byte.
     lines = repaired(path.read_text(encoding="latin-1")).splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith(";;"):
@@ -95,21 +94,21 @@ def read_stm(path: Path) -> list[Segment]:
                 f"<end> <label> <words>': {line!r}"
             ) from None
         if key in segments:
-            raise ValueError(f"{path}: line {number}: segment {key} stands twice.")
+            raise ValueError(f"{path}: line {number}: segment {key} occurs twice.")
         segments[key] = segment._replace(transcript=segment.transcript.strip())
     return list(segments.values())
 
 
 def scored(segments: Iterable[Segment]) -> list[Segment]:
-    """Those that are scored."""
+    """The segments that are scored."""
     return [s for s in segments if not s.transcript.startswith(LEFT_OUT)]
 
 
 def plain_words(transcript: str) -> str:
-    """The lower-case words of a stm transcript, one reading of those that it allows.
+    """The lower-case words of a stm transcript, one of its allowed readings.
 
-    Of `{ A / B }` the first; optional words are there. A hesitation is `%hesitation`,
-    and so is a segment without a word: Kaldi's folders have no empty text.
+    Of `{ A / B }` the first; optional words are kept. A hesitation is `%hesitation`,
+    and so is a segment without words: Kaldi's folders have no empty text.
     """
     found = 1
     while found:  # from the innermost braces on
@@ -119,7 +118,7 @@ def plain_words(transcript: str) -> str:
 
 
 class Eval2000(NamedTuple):
-    """The set and the two files that it is scored with."""
+    """The set and the two files used to score it."""
 
     recordings: RecordingSet
     supervisions: SupervisionSet
@@ -137,19 +136,19 @@ def prepare_eval2000(
 ) -> Eval2000:
     """Make the manifests of eval2000; writes the sides' wav files.
 
-    A segment that begins where its side has no audio is left out, which is printed.
+    A segment that begins after the end of its side's audio is left out with a message.
 
     Args:
         audio_dir: LDC2002S09.
         transcripts_dir: LDC2002T43.
         wav_dir: where each side's audio is written (`telephone.recordings`).
-        partial: whether another number of calls is taken as it is.
-        num_jobs: calls read at a time.
+        partial: accept another number of calls.
+        num_jobs: calls read in parallel.
 
     Raises:
         FileNotFoundError: a file of the distribution is missing.
-        ValueError: another number of calls than the set has (unless `partial`), and
-            where pem and stm do not have the same segments.
+        ValueError: another number of calls than the set has (unless `partial`), or pem
+            and stm do not have the same segments.
     """
     from lhotse import RecordingSet, SupervisionSegment, SupervisionSet
 
@@ -159,7 +158,7 @@ def prepare_eval2000(
     if not partial and len(calls) != CALLS:
         raise ValueError(
             f"{pem.parent}: {len(calls)} calls, eval2000 has {CALLS}. --check_counts "
-            "false takes a part of it."
+            "false accepts a part of it."
         )
     segments = read_stm(stm)
     stretches = _read_pem(pem)
@@ -167,7 +166,7 @@ def prepare_eval2000(
     if different:
         raise ValueError(
             f"{pem} and {stm} differ in {len(different)} segments, the first is "
-            f"{min(different)}. Take both from the distribution."
+            f"{min(different)}. Use both from the distribution."
         )
     sides = recordings(calls, wav_dir, num_jobs)
     require_sides((segment.side for segment in segments), sides, stm)
@@ -198,7 +197,7 @@ def prepare_eval2000(
 
 
 def _has_audio(segment: Segment, length: float) -> bool:
-    """Whether a segment begins before its side ends; says where it does not."""
+    """Whether a segment begins before its side ends; prints a message if not."""
     if float(segment.begin) < length:
         return True
     print(
@@ -220,7 +219,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def repaired(text: str) -> str:
-    """The text of a stm file without the marks that scoring does not take."""
+    """The text of a stm file without the marks that scoring does not accept."""
     for wrong, right in REPAIRS:
         text = text.replace(wrong, right)
     return text
@@ -248,17 +247,17 @@ def _read_pem(path: Path) -> dict[str, Stretch]:
                 f"{path}: line {number} is not '<call> <channel> <speaker> <begin> "
                 f"<end>': {line!r}"
             ) from None
-        stretches[utterance_id(*stretch)] = stretch  # lines stand twice in some copies
+        stretches[utterance_id(*stretch)] = stretch  # some copies have duplicates
     return stretches
 
 
 def extend(
     stretches: dict[str, Stretch], lengths: dict[str, float]
 ) -> dict[str, tuple[float, float]]:
-    """Utterance id -> (begin, end) with up to MARGIN more at either end.
+    """Utterance id -> (begin, end), extended by up to MARGIN at either end.
 
-    Two neighbours share the time between them; where they overlap they stay as they
-    are. No stretch leaves its side.
+    Two neighbours share the time between them; if they overlap they are not extended.
+    No stretch goes beyond its side.
 
     Args:
         lengths: of each side, in s.

@@ -1,13 +1,13 @@
 """Connected digits from the Free Spoken Digit Dataset (real speech, 8 kHz).
 
-An utterance is 2-7 single recordings of one speaker with gaps between them, under
-noise at a known SNR. The recordings of a word are numbered ("takes"); each take
-serves one part only, so that no recording is heard twice:
+An utterance is 2-7 single recordings of one speaker with gaps between them, in noise
+at a known SNR. The recordings of a word are numbered ("takes"); each take is used in
+one part only, so that no recording is in two parts:
 
     takes 0-4 test | 5-7 valid | 8-28 labelled pool | 29-49 unlabelled pool
 
 Takes 0-4 are the data set's own test part. The babble and the speech-shaped noise of
-a part come from its own recordings too. Recipe: egs/fsdd.
+a part are also made from its own recordings. Recipe: egs/fsdd.
 """
 
 from collections.abc import Iterator
@@ -37,8 +37,8 @@ def load_recordings(fsdd_dir: Path, part: str) -> Recordings:
     """Read the recordings of a part of TAKES.
 
     Raises:
-        FileNotFoundError: where the data set, or every take of a digit, is missing.
-        ValueError: where a file is not mono at 8 kHz.
+        FileNotFoundError: if the data set, or every take of a digit, is missing.
+        ValueError: if a file is not mono at 8 kHz.
     """
     found: dict[str, list[list[np.ndarray]]] = {}
     for path, digit, speaker, take in _files(fsdd_dir):
@@ -48,7 +48,7 @@ def load_recordings(fsdd_dir: Path, part: str) -> Recordings:
     for speaker, digits in found.items():
         if not all(digits):
             raise FileNotFoundError(
-                f"{fsdd_dir}/recordings: speaker {speaker} has no recording of digit "
+                f"{fsdd_dir}/recordings: speaker {speaker} has no recordings of digit "
                 f"{digits.index([])} among takes {TAKES[part]}. {REMEDY}"
             )
     if not found:
@@ -78,7 +78,7 @@ def _read(path: Path) -> np.ndarray:
     samples, rate = soundfile.read(path)
     if rate != RATE or samples.ndim != 1:
         raise ValueError(
-            f"{path}: {rate} Hz, shape {samples.shape}; mono at {RATE} Hz is wanted. "
+            f"{path}: {rate} Hz, shape {samples.shape}; must be mono at {RATE} Hz. "
             "Clone the data set again."
         )
     samples = samples[: int(LONGEST * RATE)]
@@ -93,7 +93,7 @@ def utterances(
     snr: tuple[float, float] = (0.0, 20.0),
     seed: int = 0,
 ) -> Iterator[Utterance]:
-    """Make the utterances of a part; each depends on the seed and its number only."""
+    """The utterances of a part; each depends only on the seed and its number."""
     from scipy.signal import resample  # SciPy is slow to import
 
     speakers = sorted(recordings)
@@ -103,7 +103,7 @@ def utterances(
         speaker = speakers[index % len(speakers)]
         digits = rng.integers(len(WORDS), size=rng.integers(2, 8))
         speech = _connect(rng, digits, recordings[speaker])
-        if part in ("labelled", "unlabelled"):  # test and valid keep their true pace
+        if part in ("labelled", "unlabelled"):  # test and valid keep their true tempo
             speech = resample(speech, round(len(speech) / rng.uniform(0.9, 1.1)))
         snr_db = rng.uniform(*snr)
         kind, sound = noise.draw(rng, len(speech), everything)
@@ -120,7 +120,7 @@ def utterances(
 def _connect(
     rng: np.random.Generator, digits: np.ndarray, takes: list[list[np.ndarray]]
 ) -> np.ndarray:
-    """One take of each digit in a row, levels a little apart, silence between."""
+    """One take of each digit, at slightly varied levels, with silence between."""
     pieces = [_silence(rng, 0.05, 0.15)]
     for place, digit in enumerate(digits):
         if place:

@@ -2,14 +2,14 @@
 
     train_clean_100         100 h, text
     train_unlabelled_860    train-clean-360 + train-other-500, 860 h, no text;
-                            what was said is in text_reference
+                            the transcripts are in text_reference
     train_960               both, text
     dev                     dev_clean + dev_other
     dev_clean, dev_other, test_clean, test_other
 
-Lhotse reads the corpus: a recording of one utterance for each FLAC file, which wav.scp
-names as it is. The speaker is the reader. (Kaldi's recipe takes reader-chapter, for the
-means of features that it takes over a chapter; nothing here does.)
+Lhotse reads the corpus: a recording of one utterance per FLAC file, which wav.scp names
+directly. The speaker is the reader. (Kaldi's recipe uses reader-chapter, because it
+normalises features by chapter; nothing here does.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from espnet_kd.data.kaldi import write_table
 if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse import RecordingSet, SupervisionSet
 
-# Utterances of each part, the folders of the corpus.
+# Number of utterances in each part (folder) of the corpus.
 PARTS = {
     "train-clean-100": 28539,
     "train-clean-360": 104014,
@@ -57,11 +57,11 @@ class Part(NamedTuple):
 def write_sets(
     parts: dict[str, Part], data_dir: Path, *, check_counts: bool = True
 ) -> None:
-    """Write each set of which all parts are there.
+    """Write each set whose parts are all given.
 
     Raises:
-        ValueError: where no set has all parts, or a set has not as many utterances as
-            the corpus.
+        ValueError: if no set has all its parts, or a set does not have as many
+            utterances as the corpus.
     """
     from lhotse import RecordingSet, SupervisionSet
     from lhotse.utils import fastcopy
@@ -70,7 +70,7 @@ def write_sets(
     if not names:
         wanted = ", ".join(f"{name}: {' '.join(SETS[name])}" for name in SETS)
         raise ValueError(
-            f"{' '.join(parts)}: no set is made of these parts ({wanted})."
+            f"{' '.join(parts)}: these parts do not make up any set ({wanted})."
         )
     for name in names:
         members = [parts[part] for part in SETS[name]]
@@ -91,26 +91,26 @@ def write_sets(
 
 
 def _by_id(items: Iterable[Any]) -> list[Any]:
-    """Sorted as the C locale sorts; a walk through folders has no order."""
+    """Sorted as in the C locale; a walk through folders has no order."""
     return sorted(items, key=lambda item: item.id)
 
 
-# ---------------------------------------------------------------- where they come from
+# ---------------------------------------------------------------- reading the corpus
 
 
 def read_corpus(
     corpus_dir: Path, names: Sequence[str], num_jobs: int
 ) -> dict[str, Part]:
-    """Walk through the parts of the corpus as it is distributed.
+    """Read the parts of the corpus in its distributed form.
 
     Args:
-        corpus_dir: the folder LibriSpeech/, or the one that holds it.
+        corpus_dir: the folder LibriSpeech/, or its parent.
         names: of the parts.
-        num_jobs: headers of FLAC files that are read at a time.
+        num_jobs: headers of FLAC files read in parallel.
 
     Raises:
-        FileNotFoundError: where a part is not there.
-        ValueError: where it holds no utterance, or a file is no audio.
+        FileNotFoundError: if a part is missing.
+        ValueError: if a part holds no utterances, or a file is not audio.
     """
     if (corpus_dir / "LibriSpeech").is_dir():
         corpus_dir = corpus_dir / "LibriSpeech"
@@ -135,16 +135,16 @@ def _read_part(corpus_dir: Path, name: str, num_jobs: int) -> Part:
     except (AssertionError, AudioLoadingError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"{corpus_dir / name}: {reason} This part is not whole: fetch it again."
+            f"{corpus_dir / name}: {reason} This part is damaged: fetch it again."
         ) from error
     return Part(**manifests[name])
 
 
 def read_manifests(manifest_dir: Path, names: Sequence[str]) -> dict[str, Part]:
-    """Read what `lhotse prepare librispeech` wrote.
+    """Read the manifests written by `lhotse prepare librispeech`.
 
     Raises:
-        FileNotFoundError: where a manifest is not there, or the audio that it names.
+        FileNotFoundError: if a manifest, or audio that it names, is missing.
     """
     from lhotse.recipes.utils import read_manifests_if_cached
 
@@ -162,7 +162,7 @@ def read_manifests(manifest_dir: Path, names: Sequence[str]) -> dict[str, Part]:
         if source.type == "file" and not Path(source.source).is_file():
             raise FileNotFoundError(
                 f"{source.source}: no such file; {manifest_dir} has it as recording "
-                f"{recording.id}. Relative paths hold from this folder: prepare the "
-                "manifests with an absolute one."
+                f"{recording.id}. Relative paths start at the current folder: prepare "
+                "the manifests with an absolute one."
             )
     return {name: Part(**manifests[name]) for name in names}

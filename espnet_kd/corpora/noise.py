@@ -1,14 +1,14 @@
 """Noise for the small corpora: four kinds, mixed at an exact signal-to-noise ratio.
 
 Signals are float64 arrays of shape (samples,), full scale 1.0. Every function takes
-the random generator that it draws from, so that a seed decides everything.
+the random generator that it draws from, so that a seed determines everything.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# How often each kind of noise is drawn; babble is the hardest and comes most often.
+# Probability of each kind of noise; babble is the hardest and the most frequent.
 KINDS = {"babble": 0.34, "speech_shaped": 0.33, "pink": 0.20, "white": 0.13}
 BABBLE_TALKERS = 5
 LPC_ORDER = 16
@@ -23,17 +23,17 @@ def mix_at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarr
     """Add `noise` to `speech`, scaled to `snr_db` over the whole utterance.
 
     Raises:
-        ValueError: where the lengths differ or one of the two is silent.
+        ValueError: if the lengths differ or one of the two is silent.
     """
     if speech.shape != noise.shape:
         raise ValueError(f"speech has {speech.shape} samples, noise {noise.shape}")
     if rms(speech) == 0 or rms(noise) == 0:
-        raise ValueError("no SNR exists where the speech or the noise is silent")
+        raise ValueError("SNR is not defined if the speech or the noise is silent")
     return speech + noise * (rms(speech) / rms(noise) * 10 ** (-snr_db / 20))
 
 
 def white(rng: np.random.Generator, num_samples: int) -> np.ndarray:
-    """Noise of equal power at every frequency."""
+    """Noise with equal power at every frequency."""
     return rng.standard_normal(num_samples)
 
 
@@ -48,7 +48,7 @@ def pink(rng: np.random.Generator, num_samples: int) -> np.ndarray:
 def speech_shaped(
     rng: np.random.Generator, num_samples: int, recording: np.ndarray
 ) -> np.ndarray:
-    """White noise through the LPC envelope of a recording."""
+    """White noise filtered by the LPC envelope of a recording."""
     from scipy.linalg import solve_toeplitz  # SciPy is slow to import
     from scipy.signal import lfilter
 
@@ -64,7 +64,7 @@ def speech_shaped(
 def babble(
     rng: np.random.Generator, num_samples: int, recordings: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Several talkers at once, each an endless row of random recordings."""
+    """Several talkers at once, each an endless sequence of random recordings."""
     mixture = np.zeros(num_samples)
     for _ in range(BABBLE_TALKERS):
         pieces, missing = [], num_samples
@@ -82,7 +82,7 @@ def babble(
 def draw(
     rng: np.random.Generator, num_samples: int, recordings: Sequence[np.ndarray]
 ) -> tuple[str, np.ndarray]:
-    """Draw a kind of noise and a sample of it; babble and envelopes need recordings."""
+    """A random kind of noise; babble and speech-shaped noise need recordings."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     if kind == "babble":
         return kind, babble(rng, num_samples, recordings)

@@ -1,12 +1,12 @@
 """The sets of a distillation experiment, written as Kaldi data folders.
 
-    labelled pool    --> train_teacher      text: the teacher learns from it
+    labelled pool    --> train_teacher      text: trains the teacher
                      \\-> train_labelled     text: its first part, for the students
-    unlabelled pool  --> train_unlabelled   no text; what was said is in text_reference
-    both parts       --> train_full         text: the ceiling, students with all labels
+    unlabelled pool  --> train_unlabelled   no text; transcripts are in text_reference
+    both parts       --> train_full         text: the upper bound, with all labels
     valid, test      --> valid, test        text
 
-The teacher never hears the unlabelled pool before it labels it.
+The teacher is not trained on the unlabelled pool that it labels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = ("labelled", "unlabelled", "valid", "test")
 
 
 class Utterance(NamedTuple):
-    """One utterance as a corpus makes it."""
+    """One utterance as made by a corpus."""
 
     id: str
     speaker: str
@@ -54,10 +54,10 @@ def write_sets(
     """Write the wav files and the six data folders below `output_dir`.
 
     Args:
-        output_dir: the recipe's data/ folder; wav.scp holds paths that begin with it.
-        parts: for each of PARTS its utterances, made one at a time.
-        sizes: for each of PARTS how many there are (for the progress bar).
-        num_labelled: how many utterances of the labelled pool the students see.
+        output_dir: the recipe's data/ folder; paths in wav.scp begin with it.
+        parts: the utterances of each of PARTS, made one at a time.
+        sizes: the number of utterances of each of PARTS (for the progress bar).
+        num_labelled: number of labelled utterances for the students.
         sampling_rate: in Hz.
     """
     from lhotse import CutSet
@@ -66,7 +66,7 @@ def write_sets(
     for name in PARTS:
         bar = tqdm(parts[name], desc=name, total=sizes[name], disable=None)
         cuts[name] = list(_write_audio(output_dir / "wav" / name, bar, sampling_rate))
-    # Utterances of a pool are independent draws: any first part is a random part.
+    # Utterances of a pool are independent draws, so a first part is a random part.
     labelled = cuts["labelled"][:num_labelled]
     folders = {
         "train_teacher": cuts["labelled"],
@@ -104,7 +104,7 @@ def _write_audio(
 
 
 def levelled(samples: np.ndarray) -> np.ndarray:
-    """The samples at the common level, lower where a peak would clip."""
+    """The samples at the common level, or lower if a peak would clip."""
     gain = LEVEL / np.sqrt(np.mean(np.square(samples)))
     return samples * min(gain, 0.99 / np.max(np.abs(samples)))
 
@@ -145,13 +145,13 @@ def _without_text(cut: MonoCut) -> MonoCut:
     return cut.map_supervisions(lambda segment: fastcopy(segment, text=None))
 
 
-# ---------------------------------------------------------------- the command's part
+# ---------------------------------------------------------------- for the commands
 
 
 def add_options(
     parser: argparse.ArgumentParser, sizes: dict[str, int], snr: tuple[float, float]
 ) -> None:
-    """Add the options that every corpus of this kind has, with its own defaults."""
+    """Add the options common to these corpora, with the defaults of one."""
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="made")
     for name, size in sizes.items():
         parser.add_argument(
@@ -168,17 +168,17 @@ def prepare(
     make: Callable[[str, int], Iterable[Utterance]],
     sampling_rate: int,
 ) -> None:
-    """Make the sets unless the same options made them already (they stand in .done).
+    """Make the sets unless they were made with the same options (stored in .done).
 
     Args:
-        args: options of `add_options` and the corpus's own.
-        make: gives the utterances of a part, called with (part, how many).
+        args: options of `add_options` and of the corpus.
+        make: returns the utterances of a part, called with (part, number).
         sampling_rate: in Hz.
     """
     if args.num_train_labelled > args.num_train_teacher:
         raise ValueError(
             f"--num_train_labelled {args.num_train_labelled} is more than "
-            f"--num_train_teacher {args.num_train_teacher}, of which it is a part."
+            f"--num_train_teacher {args.num_train_teacher}; it must be a part of it."
         )
     mark = args.output_dir / ".done"
     wanted = _recipe(args)
@@ -203,7 +203,7 @@ def prepare(
 
 
 def _recipe(args: argparse.Namespace) -> str:
-    """What decides the data: not where on this machine the corpus lies."""
+    """Everything that determines the data, without the location of the corpus."""
     options = {
         name: value
         for name, value in vars(args).items()

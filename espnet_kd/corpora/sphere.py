@@ -2,7 +2,7 @@
 
 A header of ASCII lines, `<field> -<type> <value>`, then samples: PCM or mu-law, one or
 several channels, often compressed by shorten ("pcm,embedded-shorten-v2.00").
-libsndfile reads the uncompressed ones. For the others there is the LDC's sph2pipe.
+libsndfile reads the uncompressed ones; the others need the LDC's sph2pipe.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAGIC = b"NIST_1A\n"
 
 
 class Header(NamedTuple):
-    """The fields of a SPHERE header that tell how to read the samples."""
+    """The fields of a SPHERE header that are needed to read the samples."""
 
     sample_rate: int  # Hz
     channel_count: int
@@ -38,13 +38,13 @@ class Header(NamedTuple):
 def read_header(path: str | Path) -> Header:
     """Read the header of a SPHERE file.
 
-    A file that does not tell its `sample_coding` is PCM; of one byte a sample there is
-    no `sample_byte_format` to tell.
+    Without `sample_coding` a file is PCM; samples of one byte do not need
+    `sample_byte_format`.
 
     Raises:
-        FileNotFoundError: where the file is missing.
-        ValueError: where it is no SPHERE file, or where a field is missing or no
-            number; the message names the file and the field.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a SPHERE file, or a field is missing or not a number;
+            the message names the file and the field.
     """
     fields = _fields(Path(path))
     return Header(
@@ -58,15 +58,15 @@ def read_header(path: str | Path) -> Header:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """Every field of a header as it is written."""
+    """Every field of a header as written."""
     with open(path, "rb") as audio:
         magic, size = audio.readline(), audio.readline().strip()
         if magic != MAGIC or not size.isdigit():
             raise ValueError(
-                f"{path}: no SPHERE file (it does not begin with NIST_1A and the size "
-                "of its header). Copy it again from the distribution."
+                f"{path}: not a SPHERE file (it does not begin with NIST_1A and the "
+                "size of its header). Copy it again from the distribution."
             )
-        # Latin 1 reads any byte; comments in some headers are no ASCII.
+        # Latin 1 decodes any byte; comments in some headers are not ASCII.
         lines = audio.read(int(size) - audio.tell()).decode("latin-1").splitlines()
     fields = {}
     for line in lines:
@@ -84,7 +84,7 @@ def _fields(path: Path) -> dict[str, str]:
 def _number(path: str | Path, fields: dict[str, str], name: str) -> int:
     value = fields.get(name)
     if value is None or not value.isdigit() or int(value) == 0:
-        what = "is missing" if value is None else f"is '{value}', no positive number"
+        what = "is missing" if value is None else f"is '{value}', not a positive number"
         raise ValueError(
             f"{path}: the SPHERE header's field {name} {what}. Copy the file again "
             "from the distribution."
@@ -96,7 +96,7 @@ def sph2pipe() -> str:
     """The path of the program sph2pipe: on PATH, or where Lhotse installs it.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: if it is not found.
     """
     import lhotse  # noqa: F401 - puts its own tools' folder on PATH
 
@@ -111,10 +111,10 @@ def sph2pipe() -> str:
 
 
 def _source(path: Path, header: Header, channel: int) -> AudioSource:
-    """Where Lhotse, Kaldi and ESPnet read one channel of a SPHERE file.
+    """The source from which Lhotse, Kaldi and ESPnet read one channel of a file.
 
-    The file itself where libsndfile reads it (one channel, PCM, not compressed), else
-    a sph2pipe command that gives the channel as 16-bit wav.
+    The file itself if libsndfile can read it (one channel, PCM, not compressed), else
+    a sph2pipe command that outputs the channel as 16-bit wav.
     """
     from lhotse.audio import AudioSource
 
@@ -132,15 +132,15 @@ def _source(path: Path, header: Header, channel: int) -> AudioSource:
 def recording(path: str | Path, recording_id: str, channel: int = 0) -> Recording:
     """One channel of a SPHERE file as a Lhotse recording; no audio is decoded.
 
-    Its only channel is 0 whatever `channel` of the file it is, as `cuts_to_kaldi`
-    needs it.
+    Its only channel is 0, whichever `channel` of the file it is, as `cuts_to_kaldi`
+    requires.
 
     Args:
         channel: of the file, counted from 0, as Lhotse does (sph2pipe counts from 1).
 
     Raises:
-        FileNotFoundError: where the file, or the program it needs, is missing.
-        ValueError: where the header is damaged or the file has no such channel.
+        FileNotFoundError: if the file, or the program it needs, is missing.
+        ValueError: if the header is damaged or the file has no such channel.
     """
     from lhotse import Recording
 

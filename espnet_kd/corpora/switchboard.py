@@ -9,11 +9,11 @@ Their lines are `sw2001A-ms98-a-0001 0.000000 0.977625 [silence]`. The sets are 
 of Kaldi and ESPnet:
 
     all utterances, sorted --> train_dev      the first 4000
-                           \\-> train_nodup    the others, a text at most some 300 times
+                           \\-> train_nodup    the others, a text at most ~300 times
 
-Of `lhotse prepare switchboard` only the reading of transcripts serves: it decodes every
-call with sph2pipe to know its length, calls both speakers A, drops words after a
-[silence], and leaves the text as it is.
+Of `lhotse prepare switchboard` only the reading of transcripts is used: it decodes
+every call with sph2pipe to find its length, calls both speakers A, drops words after
+a [silence], and does not normalise the text.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def prepare_switchboard(
 
     Args:
         audio_dir: LDC97S62, however its discs are laid out.
-        transcripts_dir: holds swb_ms98_transcriptions, or is it.
+        transcripts_dir: swb_ms98_transcriptions, or its parent.
         wav_dir: where each side's audio is written (`telephone.recordings`).
-        partial: whether a part of the corpus is taken as it is.
+        partial: accept a part of the corpus.
         dev_size: utterances of train_dev.
-        num_jobs: calls read at a time.
+        num_jobs: calls read in parallel.
 
     Returns:
         for each set {"recordings": RecordingSet, "supervisions": SupervisionSet}.
@@ -81,7 +81,7 @@ def prepare_switchboard(
     if not partial and len(calls) not in CALLS:
         raise ValueError(
             f"{audio_dir}: {len(calls)} calls, LDC97S62 has {CALLS[0]} or {CALLS[1]}. "
-            "--check_counts false takes a part of it."
+            "--check_counts false accepts a part of it."
         )
     transcripts = _transcripts(transcripts_dir)
     sides = recordings(calls, wav_dir, num_jobs)
@@ -97,8 +97,8 @@ def prepare_switchboard(
     }
     if not sets["train_nodup"]:
         raise ValueError(
-            f"{transcripts_dir}: {len(found)} utterances, of which train_dev takes "
-            f"{dev_size}: none is left for train_nodup."
+            f"{transcripts_dir}: {len(found)} utterances, train_dev takes {dev_size}: "
+            "none is left for train_nodup."
         )
     return {name: _manifests(segments, sides) for name, segments in sets.items()}
 
@@ -122,7 +122,7 @@ def _acronyms(folder: Path) -> dict[str, str]:
     if not paths:
         raise FileNotFoundError(
             f"{folder}: no {DICTIONARY} below this folder; it comes with the "
-            "transcripts and tells which words are acronyms."
+            "transcripts and lists the acronyms."
         )
     return read_acronyms(paths[0])
 
@@ -130,7 +130,7 @@ def _acronyms(folder: Path) -> dict[str, str]:
 def _supervisions(
     transcripts: dict[str, Path], sides: RecordingSet, acronyms: dict[str, str]
 ) -> Iterator[SupervisionSegment]:
-    """The utterances that hold a word or a noise and whose side has audio."""
+    """The utterances that have a word or a noise, and audio."""
     from lhotse.recipes.switchboard import make_segments
 
     known = {side.id: side for side in sides}
@@ -148,7 +148,7 @@ def _supervisions(
 def _utterance(
     segment: SupervisionSegment, duration: float, text: str, path: Path
 ) -> SupervisionSegment:
-    """A segment of a transcript with Kaldi's id, its times in 10 ms as the id has."""
+    """A segment of a transcript with Kaldi's id, its times rounded as in the id."""
     from lhotse.utils import fastcopy
 
     if segment.start >= duration:
@@ -173,7 +173,7 @@ def _utterance(
 def limit_repeats(
     segments: list[SupervisionSegment], most: int = REPEATS
 ) -> list[SupervisionSegment]:
-    """Of a text that stands `most` times or more ("uh-huh") keep about that many."""
+    """Keep about `most` utterances of a text that occurs more often ("uh-huh")."""
     counts = Counter(segment.text for segment in segments)
     state = 0
     kept = []

@@ -1,7 +1,7 @@
-r"""The text of telephone transcripts as Kaldi's and ESPnet's recipes have it, but for a
+r"""The text of telephone transcripts as in Kaldi's and ESPnet's recipes, except for a
 few words that Kaldi's patterns mangle.
 
-Mississippi State's transcripts of Switchboard write, beside plain words,
+Mississippi State's transcripts of Switchboard contain, besides plain words,
 
     [laughter] [noise] [vocalized-noise]     noises, kept as words
     [silence]  <b_aside> <e_aside>           dropped
@@ -12,7 +12,8 @@ Mississippi State's transcripts of Switchboard write, beside plain words,
     them_1                                   a pronunciation            them
     IBM  IBM's  CDs                          acronyms                   i b m  i b m's
 
-Fisher's write `[laugh]`, `((unclear))`, `i._b._m.`; both come out alike, in lower case.
+Fisher's contain `[laugh]`, `((unclear))`, `i._b._m.`; both are normalised alike, in
+lower case.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from espnet_kd.corpora.telephone import utterance_id
 
 NOISES = ("[laughter]", "[noise]", "[vocalized-noise]")
 DROPPED = ("[silence]", "<b_aside>", "<e_aside>")
-# Conversations of Fisher name noises more finely; Kaldi's recipe maps them so.
+# Fisher distinguishes more noises; mapped as in Kaldi's recipe.
 FISHER_NOISES = {
     "[laugh]": "[laughter]",
     "[sigh]": "[noise]",
@@ -34,7 +35,7 @@ FISHER_NOISES = {
     "[breath]": "[noise]",
     "[lipsmack]": "[noise]",
 }
-# How Mississippi State's dictionary spells the names of the letters.
+# Names of the letters in Mississippi State's dictionary.
 LETTERS = {
     **dict(A="ey", B="b iy", C="s iy", D="d iy", E="iy", F="eh f", G="jh iy"),
     **dict(H="ey ch", I="ay", J="jh ey", K="k ey", L="eh l", M="eh m", N="eh n"),
@@ -44,22 +45,22 @@ LETTERS = {
 DICTIONARY = "sw-ms98-dict.text"
 
 LAUGHED = re.compile(r"(-?)\[laughter-(.+)\](-?)", re.IGNORECASE)
-SAID_MEANT = re.compile(r"\[?(.+)/.+\](-?)")  # one of them lacks its first bracket
+SAID_MEANT = re.compile(r"\[?(.+)/.+\](-?)")  # one lacks its opening bracket
 SWALLOWED = re.compile(r"\[[^][]+\]")
 ACRONYM = re.compile(r"([A-Za-z]{2,}?)('?s)?")
 FISHER_LINE = re.compile(r"([\d.]+)\s+([\d.]+)\s+([AB]):\s*(.*\S)\s*")
 
 
 def read_acronyms(dictionary: Path) -> dict[str, str]:
-    """The words of Mississippi State's dictionary that are said letter by letter.
+    """The words of Mississippi State's dictionary that are pronounced letter by letter.
 
     Args:
         dictionary: `sw-ms98-dict.text`, lines `<word> <phone> ...`; `#` begins a
             comment.
 
     Returns:
-        word as it is written -> its letters, e.g. IBM -> "i b m". The plural and the
-        possessive are both "i b m's", as the test sets write them.
+        word as written -> its letters, e.g. IBM -> "i b m". The plural and the
+        possessive are both "i b m's", as in the test sets.
     """
     acronyms = {}
     for line in dictionary.read_text(encoding="latin-1").splitlines():
@@ -83,8 +84,8 @@ def normalize(text: str, acronyms: dict[str, str]) -> str:
 
 
 def _word(token: str) -> str:
-    """What was said of a token, in its own case."""
-    for name in DROPPED:  # written without a blank between: <b_aside>yeah
+    """The spoken form of a token, in its own case."""
+    for name in DROPPED:  # sometimes without a space: <b_aside>yeah
         token = re.sub(re.escape(name), "", token, flags=re.IGNORECASE)
     if token.lower() in NOISES:
         return token
@@ -95,18 +96,18 @@ def _word(token: str) -> str:
     if said:
         token = said[1] + said[2]
     if "[" in token:
-        # ab[solute]- : what was swallowed leaves one hyphen, written or not.
+        # ab[solute]-: the swallowed part becomes one hyphen, written or not.
         token = re.sub("-+", "-", SWALLOWED.sub("-", token))
     if token.startswith("{") and token.endswith("}"):
         token = token[1:-1]
-    return re.sub(r"_\d", "", token)  # also them_1's
+    return re.sub(r"_\d", "", token)  # them_1's too
 
 
 def fisher_text(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (utterance id, text) of a transcript file of Fisher (fe_03_00001.txt).
 
-    Lines are `<begin s> <end s> A: <words>`. Utterances with words that the transcriber
-    did not understand, `((like these))`, are left out.
+    Lines are `<begin s> <end s> A: <words>`. Utterances with words that are marked as
+    unclear, `((like these))`, are left out.
     """
     for line in path.read_text(encoding="utf-8").splitlines():
         match = FISHER_LINE.fullmatch(line)

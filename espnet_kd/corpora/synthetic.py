@@ -1,8 +1,8 @@
 """A small corpus of synthetic speech: digit strings and commands, 25 words, 8 kHz.
 
-No download: espeak-ng speaks (see espeak.py), noise of a known SNR lies on top. A
-speaker is an accent with a timbre, a pitch and a pace. Training, validation and test
-have different timbres, so no speaker of one is in another.
+No download: espeak-ng synthesises (see espeak.py), and noise is added at a known SNR. A
+speaker is an accent with a timbre, a pitch and a tempo. Training, validation and test
+have different timbres, so they do not share speakers.
 """
 
 import zlib
@@ -85,7 +85,7 @@ def speakers(part: str) -> list[Speaker]:
 
 def _speaker(accent: str, timbre: str) -> Speaker:
     voice = f"{accent}+{timbre}"
-    # A speaker sounds the same in every corpus: drawn from the name, not the seed.
+    # Drawn from the name, not the seed: a speaker sounds the same in every corpus.
     rng = np.random.default_rng(zlib.crc32(voice.encode()))
     name = voice.replace("+", "-").lower()
     return Speaker(name, voice, int(rng.integers(35, 66)), int(rng.integers(140, 201)))
@@ -102,7 +102,7 @@ def sentence(rng: np.random.Generator) -> str:
 def utterances(
     part: str, number: int, *, snr: tuple[float, float] = (5.0, 20.0), seed: int = 0
 ) -> Iterator[Utterance]:
-    """Make the utterances of a part; each depends on the seed and its number only."""
+    """The utterances of a part; each depends only on the seed and its number."""
     people = speakers(part)
     stream = PARTS.index(part)
     with closing(espeak.Espeak()) as synthesiser:

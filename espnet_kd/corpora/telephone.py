@@ -1,9 +1,9 @@
 """Two-sided telephone calls: SPHERE files with a speaker on each channel.
 
 A call <name>.sph becomes two recordings, <name>-A (first channel) and <name>-B, each
-a wav file of its own: Kaldi's wav.scp has no place for a channel, and a sph2pipe
-command would decode a whole call for each of its some hundred utterances. The files
-are mu-law as the call was, so nothing is lost and they are not larger.
+a wav file of its own: Kaldi's wav.scp cannot name a channel, and a sph2pipe command
+would decode a whole call for each of its hundred or so utterances. The files are mu-law
+like the call, so nothing is lost and they are not larger.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIDES = "AB"
 
 
 def files_below(folder: Path, pattern: str) -> list[Path]:
-    """The files whose name fits, sorted; capitals do not matter, links are followed."""
+    """The files whose names match, sorted; ignores case and follows links."""
     return sorted(
         Path(place, name)
         for place, _, names in os.walk(folder, followlinks=True)
@@ -42,21 +42,21 @@ def files_below(folder: Path, pattern: str) -> list[Path]:
 
 
 def find_calls(audio_dir: Path, *patterns: str) -> dict[str, Path]:
-    """The calls below a folder, name -> file, sorted by name; names in lower case.
+    """The calls below a folder, name -> file, sorted by name, in lower case.
 
     Args:
-        patterns: of the files' names, e.g. "sw0*.sph": a folder may hold other corpora.
+        patterns: of file names, e.g. "sw0*.sph": a folder may hold other corpora too.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where a name stands twice.
+        FileNotFoundError: if none is found.
+        ValueError: if a name occurs twice.
     """
     calls: dict[str, Path] = {}
     for path in (p for each in patterns for p in files_below(audio_dir, each)):
         name = path.stem.lower()
         if calls.setdefault(name, path) != path:
             raise ValueError(
-                f"{path} and {calls[name]} are both call {name}. Leave one."
+                f"{path} and {calls[name]} are both call {name}. Keep one."
             )
     if not calls:
         raise FileNotFoundError(
@@ -70,12 +70,12 @@ def recordings(
 ) -> RecordingSet:
     """Write both sides of each call below `wav_dir` and return their recordings.
 
-    A side that is there with the right length is not written again. Ids are
-    <call>-A and <call>-B, sorted; sources are paths that begin with `wav_dir`.
+    An existing side of the right length is not written again. Ids are <call>-A and
+    <call>-B, sorted; paths of sources begin with `wav_dir`.
 
     Raises:
-        FileNotFoundError: a compressed call, and no sph2pipe.
-        ValueError: a damaged file, or one that has not two channels.
+        FileNotFoundError: a call is compressed, and sph2pipe is not installed.
+        ValueError: a file is damaged, or does not have two channels.
     """
     from lhotse import RecordingSet
 
@@ -98,7 +98,7 @@ def _split(name: str, path: Path, wav_dir: Path) -> list[Recording]:
     header = sphere.read_header(path)
     if header.channel_count != len(SIDES):
         raise ValueError(
-            f"{path}: channel_count is {header.channel_count}; a call has two sides."
+            f"{path}: channel_count is {header.channel_count}, must be 2 for a call."
         )
     files = [wav_dir / f"{name}-{side}.wav" for side in SIDES]
     if not all(_is_there(file, header) for file in files):
@@ -132,7 +132,7 @@ def _read(path: Path, header: sphere.Header) -> np.ndarray:
     wanted = (header.sample_count, header.channel_count)
     if samples.shape != wanted:
         raise ValueError(
-            f"{path}: holds {samples.shape} samples, its header says {wanted}. Copy it "
+            f"{path}: has {samples.shape} samples, its header gives {wanted}. Copy it "
             "again from the distribution."
         )
     return samples
@@ -152,24 +152,24 @@ def _recording(file: Path, header: sphere.Header) -> Recording:
 
 
 def utterance_id(side: str, begin: float | str, end: float | str) -> str:
-    """The id of a stretch of a side: sw02001-A_000098-001156, times in 10 ms.
+    """The id of a part of a side: sw02001-A_000098-001156, times in 10 ms.
 
-    Times are rounded, as Kaldi does it for Switchboard; those of eval2000 it cuts off.
+    Times are rounded, as Kaldi does for Switchboard (it truncates those of eval2000).
     """
     times = (int(100 * float(seconds) + 0.5) for seconds in (begin, end))
     return f"{side}_" + "-".join(f"{time:06d}" for time in times)
 
 
 def require_sides(sides: Iterable[str], known: RecordingSet, where: Path) -> None:
-    """Refuse a transcript of a side that has no audio.
+    """Refuse transcripts of sides without audio.
 
     Raises:
-        FileNotFoundError: names the first side and how many there are.
+        FileNotFoundError: names the first such side and their number.
     """
     lacking = sorted(set(sides) - set(known.ids))
     if lacking:
         raise FileNotFoundError(
-            f"{where}: {len(lacking)} sides have a transcript and no audio, the first "
-            f"is {lacking[0]}. Copy the missing calls, or take what there is with "
+            f"{where}: {len(lacking)} sides have a transcript but no audio, the first "
+            f"is {lacking[0]}. Copy the missing calls, or accept the others with "
             "--check_counts false."
         )

@@ -1,8 +1,8 @@
 """Wall Street Journal (WSJ0: LDC93S6A or B, WSJ1: LDC94S13A or B) as Lhotse manifests.
 
-The distribution is two sets of discs; index files say which utterances a set has:
+The distribution is two sets of discs; index files list the utterances of each set:
 
-    <wsj0>/11-13.1/wsj0/doc/indices/train/tr_s_wv1.ndx         index files, which hold
+    <wsj0>/11-13.1/wsj0/doc/indices/train/tr_s_wv1.ndx         index files with lines
     <wsj1>/13-34.1/wsj1/doc/indices/h1_p0.ndx                  <disc>:<audio file>
     <wsj0>/11-1.1/wsj0/si_tr_s/01i/01ic0201.wv1                audio: SPHERE, shorten
     <wsj1>/13-16.1/wsj1/si_dt_20/4k0/4k0c0301.wv1
@@ -10,11 +10,11 @@ The distribution is two sets of discs; index files say which utterances a set ha
     <wsj1>/13-34.1/wsj1/trans/wsj1/si_dt_20/4k0/4k0c0300.dot
 
 Copies differ in the names of the disc folders (13-34.1, 13_34.1, 13_34_1, merged into
-one) and in capitals (13-16.1 came with all of them). So a file is known by its path
-from wsj0/ or wsj1/ on, in lower case, and the disc of an index entry is not looked at.
+one) and in case (13-16.1 came in upper case). So a file is identified by its path from
+wsj0/ or wsj1/ on, in lower case, and the disc of an index entry is ignored.
 
-An utterance id is <speaker, 3><type><session, 2><utterance, 2>. Sets and what is left
-out are those of Kaldi's and ESPnet's recipes.
+An utterance id is <speaker, 3><type><session, 2><utterance, 2>. Sets and exclusions are
+those of Kaldi's and ESPnet's recipes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # Lhotse is slow to import
 
 
 class Subset(NamedTuple):
-    """The index files of a set and the number of its utterances."""
+    """The index files of a set and its number of utterances."""
 
     indices: tuple[str, ...]
     size: int
@@ -70,29 +70,29 @@ def prepare_wsj(
 ) -> dict[str, Manifests]:
     """Make the manifests of train_si284, test_dev93 and test_eval92 (close microphone).
 
-    Only headers of audio are read. Text is `wsj_text.normalize`'s.
+    Only audio headers are read. Text is normalised by `wsj_text.normalize`.
 
     Args:
-        wsj0_dir: holds the discs of WSJ0, or wsj0/ itself.
-        wsj1_dir: the same of WSJ1; may be the same folder.
-        transcripts: which of the distributed transcripts become text: "dot" (as
-            Kaldi's and ESPnet's recipes), "lsn" (words alone, no noise) or "ptx" (the
+        wsj0_dir: folder with the discs of WSJ0, or wsj0/ itself.
+        wsj1_dir: the same for WSJ1; may be the same folder.
+        transcripts: which of the distributed transcripts become text: "dot" (as in
+            Kaldi's and ESPnet's recipes), "lsn" (words only, no noise) or "ptx" (the
             prompts).
-        partial: whether utterances without audio or transcript are left out.
-        num_jobs: headers read at a time.
+        partial: leave out utterances without audio or transcript.
+        num_jobs: headers read in parallel.
 
     Returns:
         for each set {"recordings": RecordingSet, "supervisions": SupervisionSet}; ids
         of both are utterance ids, sorted.
 
     Raises:
-        FileNotFoundError: where an index file is missing, audio or a transcript
-            (unless `partial`), or sph2pipe for compressed audio.
+        FileNotFoundError: if an index file is missing, audio or a transcript (unless
+            `partial`), or sph2pipe for compressed audio.
         ValueError: at a damaged index file, transcript or audio header.
     """
     if transcripts not in TRANSCRIPTS:
         raise ValueError(
-            f"transcripts '{transcripts}': one of {', '.join(TRANSCRIPTS)}"
+            f"transcripts: '{transcripts}' is not one of {', '.join(TRANSCRIPTS)}"
         )
     corpus = _Corpus([Path(wsj0_dir), Path(wsj1_dir)], transcripts)
     return {
@@ -102,8 +102,8 @@ def prepare_wsj(
 
 
 class _Corpus:
-    """The files below the given folders, found by what of their path is the same
-    in every copy."""
+    """The files below the given folders, identified by the part of their path that is
+    the same in every copy."""
 
     def __init__(self, roots: list[Path], transcripts: str):
         self.roots = " or ".join(map(str, dict.fromkeys(roots)))
@@ -127,17 +127,17 @@ class _Corpus:
                     for tail in _tails(path):
                         self.files.setdefault(tail, path)
                 elif suffix == self.suffix:
-                    # Copies of a session's transcripts lie on several discs.
+                    # A session's transcripts are on several discs.
                     self.sessions.setdefault(name.lower(), path)
 
     def index(self, tail: str) -> Path:
         """The path of an index file."""
         if tail not in self.files:
-            raise FileNotFoundError(f"{tail} is not below {self.roots}. {REMEDY}")
+            raise FileNotFoundError(f"{tail}: not found below {self.roots}. {REMEDY}")
         return self.files[tail]
 
     def transcript(self, utterance: str) -> str | None:
-        """The transcript of an utterance as it is written, None where there is none."""
+        """The transcript of an utterance as written, None if not found."""
         path = self.sessions.get(f"{utterance[:6]}00{self.suffix}")
         return None if path is None else _session(path).get(utterance)
 
@@ -147,7 +147,7 @@ _session = lru_cache(maxsize=8)(read_transcripts)
 
 
 def _tails(path: Path) -> Iterator[str]:
-    """A path from each folder named wsj0 or wsj1 on (there may be several)."""
+    """The part of a path from each folder named wsj0 or wsj1 on."""
     parts = [part.lower() for part in path.absolute().parts]
     for start, part in enumerate(parts):
         if part in ("wsj0", "wsj1"):
@@ -155,7 +155,7 @@ def _tails(path: Path) -> Iterator[str]:
 
 
 def _entries(index: Path) -> Iterator[str]:
-    """The audio files that an index lists, as `_Corpus.files` has them."""
+    """The audio files listed in an index, as keys of `_Corpus.files`."""
     lines = index.read_text(encoding="latin-1").splitlines()
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith(";"):
@@ -195,7 +195,7 @@ def _manifests(
         what = f"{name}: {len(lacking)} utterances lack audio or transcript"
         if not partial:
             raise FileNotFoundError(
-                f"{what}: {lacking[0]} is not below {corpus.roots}. {REMEDY} With "
+                f"{what}: {lacking[0]} not found below {corpus.roots}. {REMEDY} With "
                 "--check_counts false they are left out."
             )
         print(f"{what} and are left out, the first: {lacking[0]}")

@@ -1,12 +1,12 @@
-r"""WSJ's transcripts, and the text that ESPnet's and Kaldi's recipes make of them.
+r"""WSJ's transcripts, and their text as in ESPnet's and Kaldi's recipes.
 
-A session (one sitting of a speaker) has a file of each kind, an utterance a line:
+A session (one sitting of a speaker) has a file of each kind, one utterance per line:
 
     <session>00.dot   [loud_breath] That\'s <the> I\. B\. M\. (4k0c0301)   what was said
     <session>00.lsn   THAT'S THE I. B. M. (4k0c0301)                     its words
     <session>00.ptx   That\'s the I\. B\. M\. (4k0c0301 87.051.870113)   the prompt
 
-The conventions of .dot stand in csr-dot-spec.doc, which the LDC puts beside LDC93S6C:
+The conventions of .dot are described in csr-dot-spec.doc, distributed with LDC93S6C:
 
     \.              escape of a character that belongs to a word
     \,COMMA         punctuation that was spoken (WSJ0)
@@ -24,13 +24,13 @@ import re
 from pathlib import Path
 
 NOISE = "<NOISE>"
-# The words of Nov'93 are spelt as everywhere, the dash as in the CMU dictionary.
+# Spellings of Nov'93 made equal to the other sets, the dash to the CMU dictionary.
 SPELLINGS = {"%PERCENT": "PERCENT", ".POINT": "POINT", "--DASH": "-DASH"}
-# A noise over a word, the ends of a range, a cut and a pause are no words.
+# A noise over a word, the ends of a range, a cut and a pause are not words.
 NO_WORD = re.compile(r"\[<\w+\]|\[\w+>\]|.*\[\w+/\]|.*\[/\w+\]|~|\.", re.ASCII)
 SINGLE_NOISE = re.compile(r"\[\w+\]", re.ASCII)
 SWALLOWED = re.compile(r"<([\w']+)>", re.ASCII)
-# In .ptx the place in the newspaper follows the id.
+# In .ptx the id is followed by the position in the newspaper.
 LINE = re.compile(r"(?P<text>.*)\(\s*(?P<id>\w{8})(\s[^()]*)?\)\s*", re.ASCII)
 
 
@@ -38,13 +38,13 @@ def read_transcripts(path: Path) -> dict[str, str]:
     """Read the transcripts of a session's .dot, .lsn or .ptx file.
 
     Returns:
-        utterance id (lower case) -> text as it is written.
+        utterance id (lower case) -> text as written.
 
     Raises:
         ValueError: at a line that does not end in an utterance's id.
     """
     transcripts = {}
-    # Latin 1 reads any byte.
+    # Latin 1 decodes any byte.
     lines = path.read_text(encoding="latin-1").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -62,17 +62,17 @@ def read_transcripts(path: Path) -> dict[str, str]:
 def normalize(text: str) -> str:
     """The upper-case text of a transcript, equal to Kaldi's (and ESPnet's) for WSJ.
 
-    Escapes and what is no word go, a noise of its own becomes `<NOISE>`, a swallowed
-    word counts as said. Everything else stays as it is written, as it does there: the
-    spoken punctuation and the marks of *mispronounced*, !emphasised and lengthened
-    words are characters to be learnt.
+    Escapes and everything that is not a word are removed, a separate noise becomes
+    `<NOISE>`, a swallowed word is kept. Everything else stays as written, as it does
+    there: spoken punctuation and the marks of *mispronounced*, !emphasised and
+    lengthened words are characters to be learnt.
     """
     words = map(_word, text.replace("\\", "").upper().split())
     return " ".join(word for word in words if word)
 
 
 def _word(token: str) -> str:
-    """The word of an upper-case token without escapes; empty where it is none."""
+    """The word of an upper-case token without escapes; empty if it is not a word."""
     token = SPELLINGS.get(token, token)
     if NO_WORD.fullmatch(token):
         return ""
@@ -83,7 +83,7 @@ def _word(token: str) -> str:
 
 
 def non_linguistic(texts: list[str]) -> list[str]:
-    """The words with `<` of normalised texts, sorted: what is not scored.
+    """The words with `<` in normalised texts, sorted; they are not scored.
 
     `<NOISE>`, and in WSJ some marks that `normalize` leaves (`<*IN*>`); each becomes
     one token.

@@ -1,1 +1,1 @@
-"""Audio and text: Lhotse cuts, Kaldi data folders, validation, small corpora."""
+"""Audio and text: Lhotse cuts, Kaldi data folders, validation."""

@@ -1,6 +1,6 @@
-"""Where audio is: entries of a wav.scp, their headers and their Lhotse sources.
+"""Locations of audio: entries of a wav.scp, their headers and their Lhotse sources.
 
-An entry is a file, a shell command that ends in "|", or a place in a Kaldi archive.
+An entry is a file, a shell command that ends in "|", or an offset in a Kaldi archive.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import soundfile
 if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse.audio import AudioSource
 
-PATHS = "Relative paths hold from the recipe folder: run there, or repair wav.scp."
+PATHS = "Paths are relative to the recipe folder: run there, or repair wav.scp."
 
 
 class AudioError(ValueError):
-    """Audio that cannot be read: why, and what to do about it."""
+    """Audio that cannot be read: the reason and a remedy."""
 
     def __init__(self, reason: str, remedy: str):
         super().__init__(f"{reason}. {remedy}")
@@ -30,7 +30,7 @@ class AudioError(ValueError):
 
 
 class Header(NamedTuple):
-    """What an audio header tells."""
+    """The fields of an audio header."""
 
     rate: int
     num_samples: int
@@ -40,8 +40,8 @@ def read_header(location: str) -> Header:
     """Read rate and length of an entry; a file's audio is not decoded.
 
     Raises:
-        AudioError: where the file is missing, is no audio or has several channels, or
-            where the command fails.
+        AudioError: if the file is missing, is not audio or has several channels, or
+            if the command fails.
     """
     source = audio_source(location)
     if source.type == "command":
@@ -53,10 +53,10 @@ def read_header(location: str) -> Header:
     try:
         info = soundfile.info(audio)
     except RuntimeError as error:
-        reason = f"'{location}' is no audio that libsndfile reads ({error})"
+        reason = f"'{location}' is not audio that libsndfile can read ({error})"
         raise AudioError(reason, "Convert it to wav or flac.") from error
     if info.channels != 1:
-        reason = f"'{location}' has {info.channels} channels, one is wanted"
+        reason = f"'{location}' has {info.channels} channels, must have one"
         remedy = f"Pick one: 'sox {source.source} -t wav - remix 1 |'."
         raise AudioError(reason, remedy)
     return Header(info.samplerate, info.frames)
@@ -77,7 +77,7 @@ def audio_source(location: str) -> AudioSource:
     """The Lhotse source of an entry.
 
     Raises:
-        AudioError: where the entry is empty or its archive holds no audio there.
+        AudioError: if the entry is empty or the archive has no audio at its offset.
     """
     from lhotse.audio import AudioSource
 
@@ -103,10 +103,10 @@ def entry(source: AudioSource) -> str:
 
 
 def _archive_command(path: str, offset: int) -> str:
-    """The shell command that gives one audio file out of a Kaldi archive.
+    """The shell command that extracts one audio file from a Kaldi archive.
 
-    Lhotse knows no archives. The place in the archive follows as a comment, from which
-    `entry` restores the line of wav.scp.
+    Lhotse does not read archives. The offset is kept in a comment, from which `entry`
+    restores the line of wav.scp.
     """
     if not Path(path).is_file():
         raise AudioError(f"archive {path} does not exist", PATHS)
@@ -116,11 +116,11 @@ def _archive_command(path: str, offset: int) -> str:
     if head[:5] == b"AUDIO":  # kaldiio: the size of the length, the length, the file
         width = head[5]
         first, size = offset + 6 + width, int.from_bytes(head[6 : 6 + width], "little")
-    elif head[:4] == b"RIFF":  # Kaldi: a plain wav file, which says how long it is
+    elif head[:4] == b"RIFF":  # Kaldi: a plain wav file, with its length in the header
         first, size = offset, 8 + int.from_bytes(head[4:8], "little")
     else:
         remedy = "Write the audio as files: 'asr.sh --audio_format flac' or 'wav-copy'."
-        raise AudioError(f"{path}:{offset}: no wav or flac stands there", remedy)
+        raise AudioError(f"{path}:{offset}: not a wav or flac file", remedy)
     return (
         f"tail -c +{first + 1} {shlex.quote(path)} | head -c {size} # {path}:{offset}"
     )

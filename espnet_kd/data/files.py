@@ -1,8 +1,8 @@
-"""Files and folders that are there whole or not at all.
+"""Files and folders that are written completely or not at all.
 
-Everything is written under a hidden name beside its place and renamed when it is
-complete, so a kill leaves the old one or the new one; of a folder, in the instant
-between two renames, none.
+Everything is written under a hidden name beside its destination and renamed when
+complete, so a kill leaves the old one or the new one (for a folder, in the instant
+between two renames, neither).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there.
+    """Let ``write`` write a temporary file beside ``path``, then rename it.
 
-    The temporary name has the ending of ``path``, by which writers choose a format.
+    The temporary name keeps the suffix of ``path``, by which writers choose a format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,22 +32,22 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: str | Path, text: str, encoding: str = "utf-8") -> None:
-    """Write a text file whole."""
+    """Write a text file, completely or not at all."""
     write_whole(path, lambda part: part.write_text(text, encoding=encoding))
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file whole, keys in order."""
+    """Write a JSON file, completely or not at all, with sorted keys."""
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
     write_text(path, text + "\n")
 
 
 @contextmanager
 def folder_beside(path: str | Path) -> Iterator[Path]:
-    """An empty folder on the disk of ``path``, to write into and to move from.
+    """A temporary folder on the same disk as ``path``, to write into and move from.
 
-    It is removed at the end, with what is still in it. What a killed run left of it is
-    removed first, so two runs must not write the same ``path`` at a time.
+    It is removed at the end, with everything still in it. Leftovers of a killed run are
+    removed first, so two runs must not write the same ``path`` at the same time.
     """
     path = Path(path)
     new = path.with_name(f".{path.name}.new")
@@ -61,9 +61,9 @@ def folder_beside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_folder(path: str | Path) -> Iterator[Path]:
-    """Let the body fill an empty folder; at its end it takes the place of ``path``.
+    """Let the body fill an empty folder, which then replaces ``path``.
 
-    An older folder is there until then, and stays where the body raises.
+    An older folder remains until then, and is kept if the body raises.
     """
     path = Path(path)
     old = path.with_name(f".{path.name}.old")
@@ -77,9 +77,9 @@ def write_folder(path: str | Path) -> Iterator[Path]:
 
 
 def move_files(new: Path, folder: Path, names: Iterable[str]) -> None:
-    """Move files of ``new`` into a folder, one by one in the order of ``names``.
+    """Move files of ``new`` into a folder, one by one, in the order of ``names``.
 
-    Files of other names in ``folder`` are left alone.
+    Other files in ``folder`` are left alone.
     """
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

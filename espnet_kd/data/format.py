@@ -19,18 +19,19 @@ if TYPE_CHECKING:  # Lhotse is slow to import
 def format_data(
     data_dir: Path, output_dir: Path, sampling_rate: int, factors: Sequence[float]
 ) -> int:
-    """Write `data_dir` as ESPnet trains from it; returns the number of utterances.
+    """Write `data_dir` in the form that ESPnet trains from; returns the number of
+    utterances.
 
-    Audio that is used as it stands is not copied. Parts of recordings, piped commands,
-    other rates and perturbed speeds become wav files in `output_dir`/wav. Those of an
-    earlier run are kept where they are as long as wanted, at the wanted rate and newer
-    than what they were made from.
+    Audio that can be used as is is not copied. Parts of recordings, piped commands,
+    other rates and perturbed speeds become wav files in `output_dir`/wav. Files of an
+    earlier run are kept if they have the right length and rate and are newer than their
+    sources.
 
     Args:
         data_dir: Kaldi folder.
-        output_dir: e.g. dump/raw/train.
+        output_dir: for example dump/raw/train.
         sampling_rate: in Hz.
-        factors: speeds; ids of others than 1 become sp0.9-<id> as in Kaldi.
+        factors: speeds; for factors other than 1, ids become sp0.9-<id> as in Kaldi.
     """
     cuts = cuts_from_kaldi(data_dir)
     since = max(_changed(data_dir / name) for name in ("wav.scp", "segments"))
@@ -60,9 +61,9 @@ def _at_speed(cuts: CutSet, factor: float, rate: int) -> Iterator[MonoCut]:
 
 
 def _as_file(cut: MonoCut, folder: Path, since: int) -> MonoCut:
-    """The cut itself where its audio is a whole file, else one that was written.
+    """The cut itself if its audio is a whole file, else a cut of a newly written file.
 
-    A file that was written before `since` (ns) is written anew.
+    A file that was written before `since` (ns) is written again.
     """
     recording = cut.recording
     is_file = recording.sources[0].type == "file"
@@ -78,12 +79,12 @@ def _as_file(cut: MonoCut, folder: Path, since: int) -> MonoCut:
 
 
 def _changed(path: Path) -> int:
-    """When a file was last written (ns); 0 where there is none."""
+    """When a file was last written (ns); 0 if it does not exist."""
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _is_current(path: Path, cut: MonoCut, since: int) -> bool:
-    """Whether a file is the cut's audio as far as its header and its age tell."""
+    """Whether a file is the cut's audio, judged by its header and age."""
     if _changed(path) <= since:
         return False
     header = soundfile.info(path)

@@ -5,12 +5,12 @@
     text             <utterance> <words>                absent: audio is unlabelled
     utt2spk, spk2utt <utterance> <speaker>
     utt2num_samples  <utterance> <samples>
-    utt2dur          <utterance> <seconds>              with it no audio is opened
+    utt2dur          <utterance> <seconds>              if given, no audio is opened
     reco2num_samples, reco2dur                            the same beside `segments`
 
-Without `segments` an utterance is a whole recording of the same id. Cut, supervision
-and utterance share their id. Paths stay as they are written, so relative ones hold
-from the recipe folder.
+Without `segments` an utterance is a whole recording with the same id. Cut, supervision
+and utterance share their id. Paths are kept as written, so relative ones are relative
+to the recipe folder.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:  # Lhotse is slow to import
 
 PathLike = str | Path
 
-# Seconds are kept to the digits to which Lhotse itself rounds.
+# Decimals of seconds, to which Lhotse itself rounds.
 DIGITS = 8
-# utt2dur is often rounded to milliseconds; the rate that is meant is one of these.
+# utt2dur is often rounded to milliseconds; the true rate is one of these.
 COMMON_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-# Tables that we write and that would lie if an older one stayed behind.
+# Tables that are removed unless written: an older one would be wrong.
 OPTIONAL_TABLES = ("segments", "reco2num_samples", "reco2dur", "text")
 
 
 class _Table:
-    """A sorted Kaldi table read in step with its sisters, line by line.
+    """A sorted Kaldi table, read line by line in step with others.
 
-    Rows that are passed on the way to a wanted one wait in memory, so a table in
-    another order is read correctly too; a sorted one never holds more than a row.
+    Rows skipped on the way to a key are kept in memory, so a table in another order is
+    read correctly too; a sorted one never holds more than one row.
     """
 
     def __init__(self, path: Path, keep: bool = False):
@@ -51,7 +51,7 @@ class _Table:
         self.keep = keep
 
     def get(self, key: str) -> str | None:
-        """The value of `key`, or None. Without `keep` a value is given out once."""
+        """The value of `key`, or None. Without `keep`, each value is returned once."""
         if key not in self.waiting:
             for row_key, value in self.rows:
                 self.waiting[row_key] = value
@@ -72,7 +72,7 @@ def read_table(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def write_table(path: PathLike, rows: Iterable[tuple[str, str]]) -> None:
-    """Write (key, value) rows in the order of the C locale, whole or not at all."""
+    """Write (key, value) rows in C locale order, completely or not at all."""
     # Kaldi sorts bytes; so does Python on UTF-8 keys.
     ordered = sorted(rows, key=lambda row: row[0].encode("utf-8"))
     lines = (f"{key} {value}".rstrip() + "\n" for key, value in ordered)
@@ -85,19 +85,18 @@ def write_table(path: PathLike, rows: Iterable[tuple[str, str]]) -> None:
 def cuts_from_kaldi(data_dir: PathLike, sampling_rate: int | None = None) -> CutSet:
     """Open a Kaldi data folder as a lazy CutSet, one cut per utterance.
 
-    No audio is decoded. Lengths come from utt2num_samples / utt2dur / reco2dur where
-    these stand, else from the header of each file (a piped command has to run for it).
+    No audio is decoded. Lengths come from utt2num_samples / utt2dur / reco2dur if
+    present, else from the header of each file (a piped command has to run for it).
 
     Args:
         data_dir: folder with at least wav.scp.
         sampling_rate: of the audio, in Hz. None: from utt2num_samples and utt2dur,
-            else from the headers; with utt2num_samples alone the first header speaks
-            for all.
+            else from the headers; with utt2num_samples alone, from the first header.
 
     Raises:
-        FileNotFoundError: where wav.scp is missing.
+        FileNotFoundError: if wav.scp is missing.
         ValueError: while iterating, at a malformed line or a duplicate utterance, and
-            where a header is needed but the audio is missing, unreadable or of several
+            if a header is needed but the audio is missing, unreadable or has several
             channels.
     """
     from lhotse import CutSet
@@ -106,13 +105,13 @@ def cuts_from_kaldi(data_dir: PathLike, sampling_rate: int | None = None) -> Cut
     if not (data_dir / "wav.scp").is_file():
         raise FileNotFoundError(
             f"{data_dir}/wav.scp: no such file. Give the folder of a Kaldi data set, "
-            "say data/train, or make it with local/data.sh."
+            "for example data/train, or make it with local/data.sh."
         )
     return CutSet(_KaldiCuts(data_dir, sampling_rate))
 
 
 class _KaldiCuts:
-    """The cuts of a folder, afresh at each iteration (and picklable for workers)."""
+    """The cuts of a folder, read again at each iteration (picklable for workers)."""
 
     def __init__(self, data_dir: Path, sampling_rate: int | None):
         self.data_dir = data_dir
@@ -127,7 +126,7 @@ class _KaldiCuts:
         for utt_id, recording, start, duration in self._utterances():
             if utt_id == previous:
                 raise ValueError(
-                    f"{self.data_dir}: utterance {utt_id} stands twice. Remove a line "
+                    f"{self.data_dir}: utterance {utt_id} occurs twice. Remove a line "
                     "(utils/fix_data_dir.sh)."
                 )
             previous = utt_id
@@ -171,7 +170,7 @@ class _KaldiCuts:
                     "which is not in wav.scp. Add it or run utils/fix_data_dir.sh."
                 )
             recording = open_recording(recording_id, location)
-            if end == -1:  # Kaldi's way to say: to the end
+            if end == -1:  # in Kaldi: to the end
                 end = recording.duration
             yield utt_id, recording, start, round(end - start, ndigits=DIGITS)
 
@@ -188,7 +187,7 @@ def parse_segment(path: Path, utt_id: str, value: str) -> tuple[str, float, floa
 
 
 class _Lengths:
-    """How long recordings are, from tables where they stand, else from headers."""
+    """Lengths of recordings, from tables if present, else from headers."""
 
     def __init__(self, data_dir: Path, rate: int | None, unit: str, keep: bool = False):
         self.data_dir = data_dir
@@ -197,7 +196,7 @@ class _Lengths:
         self.durations = _Table(data_dir / f"{unit}2dur", keep)
 
     def recording(self, recording_id: str, location: str) -> Recording:
-        """Make the recording of a line of wav.scp; opens no audio where it can."""
+        """The recording of a line of wav.scp; opens its audio only if necessary."""
         from lhotse import Recording
 
         try:
@@ -231,7 +230,7 @@ class _Lengths:
 
 
 def _number(table: _Table, key: str, kind: Callable[[str], Any]) -> Any:
-    """The value of a key as a positive number, None where there is none."""
+    """The value of a key as a positive number, None if it is not in the table."""
     value = table.get(key)
     try:
         number = None if value is None else kind(value)
@@ -239,14 +238,14 @@ def _number(table: _Table, key: str, kind: Callable[[str], Any]) -> Any:
         number = 0
     if number is not None and not number > 0:
         raise ValueError(
-            f"{table.path}: {key}: '{value}' is no positive number. Remove the file or "
-            "make it again (utils/data/get_utt2dur.sh)."
+            f"{table.path}: {key}: '{value}' is not a positive number. Remove the file "
+            "or make it again (utils/data/get_utt2dur.sh)."
         )
     return number
 
 
 def _common_rate(num_samples: int, seconds: float) -> int | None:
-    """The usual sampling rate nearest to the quotient, None if none is within 1 %."""
+    """The common sampling rate nearest to the quotient, None if none is within 1 %."""
     quotient = num_samples / seconds
     rate = min(COMMON_RATES, key=lambda common: abs(common - quotient))
     return rate if abs(rate - quotient) < 0.01 * rate else None
@@ -258,15 +257,15 @@ def _common_rate(num_samples: int, seconds: float) -> int | None:
 def cuts_to_kaldi(cuts: Iterable[MonoCut], data_dir: PathLike) -> int:
     """Write cuts as a Kaldi data folder; returns the number of utterances.
 
-    Cuts are read once, one at a time; only their lines of text are kept, to be sorted.
-    `text` is written where any cut has one, `segments` where any cut is not its whole
-    recording. An utterance without a speaker becomes its own speaker. Nothing of the
-    folder changes until every cut has been read.
+    Cuts are read once, one at a time; only their table rows are kept, to be sorted.
+    `text` is written if any cut has one, `segments` if any cut is not its whole
+    recording. An utterance without a speaker becomes its own speaker. The folder does
+    not change until every cut has been read.
 
     Raises:
-        ValueError: at a cut whose audio is not in a file or behind a command as it
-            stands (mixed, perturbed, padded, in memory), at a duplicate utterance, and
-            where one recording id names two files.
+        ValueError: at a cut whose audio is not exactly that of a file or command
+            (mixed, perturbed, padded, in memory), at a duplicate utterance, and if one
+            recording id names two files.
     """
     tables: dict[str, dict[str, str]] = defaultdict(dict)
     whole: dict[str, str] = {}  # wav.scp if no cut turns out to be a part
@@ -276,7 +275,7 @@ def cuts_to_kaldi(cuts: Iterable[MonoCut], data_dir: PathLike) -> int:
         utt_id, recording = _word(cut.id, cut), cut.recording
         if utt_id in whole:
             raise ValueError(
-                f"utterance {utt_id} stands twice. Give each cut its own id."
+                f"utterance {utt_id} occurs twice. Give each cut its own id."
             )
         whole[utt_id] = location
         if tables["wav.scp"].setdefault(recording.id, location) != location:
@@ -314,20 +313,20 @@ def _location(cut: MonoCut) -> str:
     source = None if changed else recording.sources[0]
     if source is None or source.type not in ("file", "command"):
         raise ValueError(
-            f"cut {cut.id}: its audio is mixed, perturbed, of several channels, in "
-            "memory or absent, so wav.scp has no file to name. Write it first: "
+            f"cut {cut.id}: its audio is mixed, perturbed, multi-channel, in memory "
+            "or absent, so there is not a file for wav.scp. Write it first: "
             "cuts.save_audios(folder)."
         )
     if len(cut.supervisions) > 1:
         raise ValueError(
-            f"cut {cut.id} has {len(cut.supervisions)} supervisions, Kaldi knows one "
-            "per utterance. Split it first: cuts.trim_to_supervisions()."
+            f"cut {cut.id} has {len(cut.supervisions)} supervisions, Kaldi has one per "
+            "utterance. Split it first: cuts.trim_to_supervisions()."
         )
     return entry(source)
 
 
 def _word(value: str, cut: MonoCut) -> str:
-    """An id as it is; Kaldi's tables have no place for one with a space."""
+    """An id, unchanged; Kaldi's tables cannot hold one with a space."""
     if value.split() != [value]:
         raise ValueError(
             f"cut {cut.id}: the id '{value}' is empty or has a space, which Kaldi "

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, utterance by utterance, and what to do about it."""
+"""Problems of a data set, utterance by utterance, with remedies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from espnet_kd.data.kaldi import PathLike, parse_segment, read_table
 if TYPE_CHECKING:  # Lhotse is slow to import
     from lhotse import MonoCut, Recording
 
-# Seconds that times may be off, for they are often rounded. Lhotse's own tolerance,
-# 0.5 s, would let whole words go.
+# Seconds by which times may be off, as they are often rounded. Lhotse's own tolerance,
+# 0.5 s, would let whole words pass.
 TOLERANCE = 0.025
 FIX = "Run utils/fix_data_dir.sh or repair the line."
 RECOUNT = "Remove utt2num_samples, utt2dur, reco2num_samples and reco2dur."
@@ -25,7 +25,7 @@ TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2num_samples", "utt2dur"
 class Problem(NamedTuple):
     """One fault of a data set."""
 
-    utt_id: str  # utterance or recording; "" where a whole file is meant
+    utt_id: str  # utterance or recording; "" for a whole file
     file: str
     reason: str
     remedy: str
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 def listing(problems: list[Problem], limit: int) -> str:
-    """The first `limit` problems, a line each, and how many more there are."""
+    """The first `limit` problems, one per line, and the number of further ones."""
     lines = [f"  {problem}" for problem in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  ... and {len(problems) - limit} more")
@@ -51,9 +51,9 @@ def validate_kaldi(data_dir: PathLike, check_audio: bool = True) -> list[Problem
 
     Checked: every table sorted, without duplicates and without empty values; the same
     utterances in all; segments within their recordings; with `check_audio` each
-    recording is there, has one channel and is as long as the tables say (from its
+    recording exists, has one channel and the length given in the tables (from its
     header, no audio is decoded; a piped command is run). Without a `text` file the
-    data is unlabelled, which is no problem.
+    data is unlabelled, which is not a problem.
     """
     data_dir = Path(data_dir)
     if not (data_dir / "wav.scp").is_file():
@@ -78,7 +78,7 @@ def validate_kaldi(data_dir: PathLike, check_audio: bool = True) -> list[Problem
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[Problem]]:
-    """A table and what is wrong with its lines."""
+    """A table and the problems of its lines."""
     rows: dict[str, str] = {}
     problems, unsorted, previous = [], False, ""
     for key, value in read_table(path):
@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[Problem]]:
             problems.append(Problem(key, str(path), "duplicate id", FIX))
         elif key.encode() < previous.encode() and not unsorted:
             unsorted = True
-            reason = f"not sorted: stands after {previous} (order of LC_ALL=C)"
+            reason = f"not sorted: comes after {previous} (order of LC_ALL=C)"
             problems.append(Problem(key, str(path), reason, FIX))
         if not value:
             reason = "empty text" if path.name == "text" else "nothing after the id"
@@ -99,7 +99,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[Problem]]:
 def _same_utterances(
     data_dir: Path, tables: dict[str, dict[str, str]]
 ) -> Iterator[Problem]:
-    """Utterances that stand in one table and not in another."""
+    """Utterances that are in one table but not in another."""
     main = "segments" if "segments" in tables else "wav.scp"
     if "utt2spk" not in tables:
         remedy = "Write it; where speakers are unknown, each utterance is its own."
@@ -118,7 +118,7 @@ Segments = dict[str, tuple[str, float, float]]
 def _segments(
     data_dir: Path, tables: dict[str, dict[str, str]]
 ) -> tuple[Segments, list[Problem]]:
-    """utterance -> (recording, start s, end s or -1), and lines that make no sense."""
+    """utterance -> (recording, start s, end s or -1), and invalid lines."""
     if "segments" not in tables:
         return {utt_id: (utt_id, 0.0, -1.0) for utt_id in tables["wav.scp"]}, []
     path = data_dir / "segments"
@@ -134,7 +134,7 @@ def _segments(
         if recording not in tables["wav.scp"]:
             reason = f"its recording {recording} is not in wav.scp"
         elif start < 0 or (end <= start and end != -1):
-            reason = f"from {start} s to {end} s is no stretch of time"
+            reason = f"from {start} s to {end} s is not a valid time span"
         else:
             segments[utt_id] = recording, start, end
             continue
@@ -165,7 +165,7 @@ def _lengths(
     segments: Segments,
     headers: dict[str, Header],
 ) -> Iterator[Problem]:
-    """Segments past their recording, and tables that contradict the audio."""
+    """Segments beyond their recording's end, tables that contradict the audio."""
     for utt_id, (recording, start, end) in segments.items():
         if recording not in headers:
             continue
@@ -199,11 +199,11 @@ def _near(stated: str, actual: float, allowed: float) -> bool:
 
 
 def validate_cuts(cuts: Iterable[MonoCut], check_audio: bool = True) -> list[Problem]:
-    """List every problem of a set of cuts, which is read once, cut by cut.
+    """List every problem of a set of cuts, which is read once, one cut at a time.
 
     Lhotse's own checks of a cut, and: ids are unique; one supervision each, with text
-    or (unlabelled) None; the cut lies within its recording; with `check_audio` a
-    recording is there and as long as its manifest says (from the header).
+    or (unlabelled) None; the cut is within its recording; with `check_audio` a
+    recording exists and has the length given in its manifest (from the header).
     """
     problems: list[Problem] = []
     seen: set[str] = set()
@@ -247,9 +247,9 @@ def _check_cut(cut: MonoCut, seen: set[str]) -> Iterator[Problem]:
 
 
 def _check_recording(recording: Recording) -> Problem | None:
-    """What is wrong with the audio of a recording, of the file as it stands."""
+    """The problem of a recording's audio file, if any."""
     if recording.transforms or recording.num_channels != 1:
-        return None  # the header does not tell what these will give
+        return None  # the header does not show their result
     source = recording.sources[0]
     if source.type not in ("file", "command"):
         return None

@@ -1,4 +1,4 @@
-"""A plain ESPnet experiment folder made from one that was trained with KD."""
+"""Makes a plain ESPnet experiment folder from one that was trained with KD."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from espnet_kd.models.versions import default_config, under_both_names
 from espnet_kd.targets.fingerprint import code_versions, hash_file
 
 MADE_BY = "espnet_kd.bin.export"
-# What inference reads of a configuration, beside all that is in a `*_conf`.
+# Fields of a configuration that inference reads, besides all `*_conf`.
 _READ = ("token_list", "bpemodel", "non_linguistic_symbols")
 
 
@@ -36,31 +36,31 @@ def export_folder(
 ) -> dict[str, Any]:
     """Write a plain ESPnet folder with a model in its forms.
 
-    It holds `config.yaml` without the options of KD, the weights under the same name,
-    the files that inference reads (BPE model, statistics) at the places that
-    `config.yaml` has for them, so that it works from the recipe folder and, moved
-    anywhere, from within itself; and `export.json`. Call it from the recipe folder.
+    It holds `config.yaml` without the KD options, the weights under the same name, the
+    files that inference reads (BPE model, statistics) at the paths given in
+    `config.yaml`, so that it works from the recipe folder and, wherever it is moved,
+    from within itself; and `export.json`. Call it from the recipe folder.
 
     Args:
         exp: folder of a trained model.
-        model_file: a checkpoint in it, say valid.loss.ave.pth.
-        output_dir: new, empty, or an earlier export, which is replaced; files of others
-            in it stay.
-        formats: of "csr", "2:4" and "int8".
-        report: is told each step.
+        model_file: a checkpoint in it, for example valid.loss.ave.pth.
+        output_dir: new, empty, or an earlier export, which is replaced; other files in
+            it are kept.
+        formats: any of "csr", "2:4" and "int8".
+        report: called with the name of each step.
 
     Returns:
-        What `export.json` holds.
+        The content of `export.json`.
 
     Raises:
-        FileNotFoundError: the configuration, the checkpoint or a file that the
-            configuration names is missing.
+        FileNotFoundError: the configuration, the checkpoint or a file named in the
+            configuration is missing.
         ValueError: the folder is not ours, or a form does not suit the weights.
     """
     exp, output_dir = Path(exp), Path(output_dir)
     if Path(model_file).name != model_file:
         raise ValueError(
-            f"model_file: {model_file}: the name of a file in {exp}, please"
+            f"model_file: {model_file} must be the name of a file in {exp}"
         )
     old = read_record(output_dir)
     with folder_beside(output_dir) as new:
@@ -97,11 +97,11 @@ def export_folder(
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """What `export.json` of an earlier export holds; None where there is no folder, or
-    an empty one.
+    """The content of `export.json` of an earlier export; None if the folder does not
+    exist or is empty.
 
     Raises:
-        ValueError: something stands there that `export_folder` did not make.
+        ValueError: the folder was not made by `export_folder`.
     """
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -113,16 +113,15 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise ValueError(
-        f"{folder}: it exists, and no {RECORD} in it tells that {MADE_BY} made it; "
-        "give another --output_dir"
+        f"{folder}: exists without the {RECORD} of {MADE_BY}; give another --output_dir"
     )
 
 
 def plain_config(config: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """A configuration without the options that KD adds to ESPnet's task.
+    """A configuration without the options added by KD to ESPnet's task.
 
     Args:
-        path: of the configuration, which tells the task.
+        path: of the configuration, to find the task.
     """
     from espnet_kd.tasks.asr import ASRKDTask
     from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
@@ -134,7 +133,7 @@ def plain_config(config: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Write a `config.yaml` as ESPnet writes it."""
+    """Write a `config.yaml` in ESPnet's form."""
     from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
     text = yaml_no_alias_safe_dump(dict(config), indent=4, sort_keys=False)
@@ -142,7 +141,7 @@ def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
 
 
 def files_of(config: Mapping[str, Any]) -> list[str]:
-    """The files that inference reads besides weights, relative to the recipe folder.
+    """The files other than weights that inference reads, relative to the recipe folder.
 
     Absolute paths are left out: they are valid from any folder of this machine.
 
@@ -166,7 +165,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _is_relative_file(text: str) -> bool:
     path = Path(text)
-    # A token may be named like a file, but no file of a recipe lies in its top folder.
+    # A token may have a file's name, but a recipe's files are not in its top folder.
     inside = len(path.parts) > 1 and not path.is_absolute() and ".." not in path.parts
     return inside and path.is_file()
 
@@ -174,9 +173,9 @@ def _is_relative_file(text: str) -> bool:
 def _write_weights(
     exp: Path, model_file: str, folder: Path
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """Write the weights so that every version of ESPnet reads them.
+    """Write the weights so that every version of ESPnet can read them.
 
-    Also the proof that the folder's weights and configuration fit.
+    This also checks that the folder's weights and configuration fit.
 
     Returns:
         Names of the weights that can be pruned, and the state_dict, under the names of
@@ -203,8 +202,8 @@ def _write_form(
 
 
 def _move(new: Path, output_dir: Path, old: dict | None, record: dict) -> None:
-    """Put a whole folder in its place; an earlier export is replaced file by file, for
-    somebody may have decoded into it. Its record goes last."""
+    """Move a folder to its destination. An earlier export is replaced file by file, as
+    it may hold decodings; the record is moved last."""
     if old is None:
         if output_dir.exists():
             output_dir.rmdir()

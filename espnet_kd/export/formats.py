@@ -1,11 +1,11 @@
-"""Sparse weights in less space: compressed sparse rows (CSR) and 2:4.
+"""Compressed formats of sparse weights: compressed sparse rows (CSR) and 2:4.
 
 A compressed file is plain data that `torch.load(path, weights_only=True)` reads:
 
     {"format": "csr" or "2:4", "tensors": {name: Tensor, or a mapping of its parts}}
 
-where a mapping stands for a weight that was compressed. Weights are seen as rows
-(out, in), those of a convolution as (out, in x kernel).
+where a mapping is a compressed weight. Weights are viewed as rows (out, in), those of a
+convolution as (out, in x kernel).
 """
 
 from __future__ import annotations
@@ -26,23 +26,25 @@ Parts = dict[str, Union[Tensor, list[int]]]
 
 
 def compress(state: Mapping[str, Tensor], weights: Collection[str], form: str) -> dict:
-    """A model's tensors in `form`, "csr" or "2:4"; what it does not suit stays dense.
+    """A model's tensors in `form`, "csr" or "2:4"; unsuitable weights stay dense.
 
-    Two names of one tensor are stored once.
+    A tensor with two names is stored once.
 
     Args:
         state: a model's state_dict.
-        weights: names of the weights that may be compressed, see
+        weights: names of the weights to compress, see
             `espnet_kd.compress.sparsity.prunable_weights`.
 
     Raises:
-        ValueError: the form suits none of the weights.
+        ValueError: the form does not suit any of the weights.
     """
     suits, pack, _ = _FORMS[form]
-    # A tensor that another name shares is tied to it, whichever of the two is listed.
+    # A tensor shared by two names is compressed if either of them is listed.
     places = {_place(state[name]) for name in weights if suits(state[name])}
     if not places:
-        raise ValueError(f"{form}: {_REASONS[form]} in none of {len(weights)} weights")
+        raise ValueError(
+            f"{form}: suits none of {len(weights)} weights; {_REASONS[form]}"
+        )
     packed = {}
     for value in state.values():
         if _place(value) in places and _place(value) not in packed:
@@ -57,17 +59,17 @@ def save_compressed(
     """Write `compress(state, weights, form)`.
 
     Raises:
-        ValueError: the form suits none of the weights.
+        ValueError: the form does not suit any of the weights.
     """
     content = compress(state, weights, form)
     write_whole(path, lambda part: torch.save(content, part))
 
 
 def read_compressed(path: str | Path) -> dict:
-    """A compressed file as it stands, see the head of this module.
+    """The content of a compressed file, as described at the head of this module.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file is not a compressed model.
     """
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not (isinstance(content, dict) and content.get("format") in _FORMS):
@@ -81,10 +83,10 @@ def read_compressed(path: str | Path) -> dict:
 def load_compressed(path: str | Path) -> State:
     """The dense state_dict of a compressed file.
 
-    It equals the one that was compressed to the bit; only a minus zero comes back as 0.
+    It is bitwise equal to the original, except that minus zero becomes 0.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file is not a compressed model.
     """
     content = read_compressed(path)
     unpack = _FORMS[content["format"]][2]
@@ -95,7 +97,7 @@ def load_compressed(path: str | Path) -> State:
 
 
 def compressed_names(path: str | Path) -> list[str]:
-    """Names of the weights that a compressed file does not hold dense."""
+    """Names of the weights that are compressed in a file."""
     tensors = read_compressed(path)["tensors"]
     return [name for name, value in tensors.items() if not isinstance(value, Tensor)]
 
@@ -146,7 +148,7 @@ def unpack_csr(parts: Parts) -> Tensor:
 
 
 def obeys_2_to_4(weight: Tensor) -> bool:
-    """Whether each four neighbours of a row (out, in x kernel) hold two zeros."""
+    """Whether each four neighbours in a row (out, in x kernel) have two zeros."""
     if not TwoOfFour().takes(weight.shape):
         return False
     return bool((weight.reshape(-1, 4) != 0).sum(1).le(2).all())
@@ -155,8 +157,8 @@ def obeys_2_to_4(weight: Tensor) -> bool:
 def pack_2_to_4(weight: Tensor) -> Parts:
     """Parts of a weight (out, ...) that obeys 2:4.
 
-    `values` (out, in / 2); `positions`, uint8, half a byte for each group of four: the
-    place of its first value + 4 x that of its second; the low half comes first.
+    `values` (out, in / 2); `positions`, uint8, half a byte per group of four: the index
+    of its first value + 4 x that of its second; the low half comes first.
     """
     groups = weight.detach().reshape(-1, 4)
     zeros_last = (groups == 0).byte().sort(dim=1, stable=True).indices
@@ -185,7 +187,6 @@ _FORMS: dict[str, tuple[Callable, Callable, Callable]] = {
     "2:4": (obeys_2_to_4, pack_2_to_4, unpack_2_to_4),
 }
 _REASONS = {
-    "csr": "more than half of the values must be zero to take less space, which they "
-    "are",
-    "2:4": "two of each four neighbours must be zero, which they are",
+    "csr": "more than half of the values must be zero to take less space",
+    "2:4": "two of each four neighbours must be zero",
 }

@@ -1,4 +1,4 @@
-"""Stock inference with a model in each of its forms, and the kernels for them."""
+"""Stock inference with a model in each form, and the kernels for them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ INT8 = dict(
 def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> Any:
     """ESPnet's `Speech2Text` with a model in one of its forms, on the CPU.
 
-    Told by the name of the file: weights of a `.csr.pth` file multiply as CSR (linear
-    layers; the others are dense), those of a `.2to4.pth` file are made dense, an
-    `.int8.pth` file is quantised as ESPnet does; any other file is a checkpoint.
+    The name of the file determines its form: weights of a `.csr.pth` file are used as
+    CSR (linear layers; others are made dense), those of a `.2to4.pth` file are made
+    dense, an `.int8.pth` file is quantised as by ESPnet; any other is a checkpoint.
 
     Args:
         config: config.yaml of the model; the files that it names are looked up from
             the current folder.
         file: its weights.
-        options: of `Speech2Text`, say beam_size.
+        options: of `Speech2Text`, for example beam_size.
 
     Raises:
-        FileNotFoundError: `file`, or what the configuration names, is missing.
+        FileNotFoundError: `file`, or a file named in the configuration, is missing.
         ValueError: the file's name and its content differ.
     """
     if not Path(file).is_file():
@@ -57,8 +57,7 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
     else:
         state = load_compressed(file)
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        # Not to be initialised: the configuration may ask for a way that the installed
-        # ESPnet has no more.
+        # Skip initialisation: its method may be gone from the installed ESPnet.
         plain = Path(folder) / "config.yaml"
         plain.write_text(yaml.safe_dump({**read_config(config), "init": None}))
         speech2text = build_speech2text(plain, None, **options)
@@ -72,9 +71,9 @@ def load_speech2text(config: str | Path, file: str | Path, **options: Any) -> An
 
 
 def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> None:
-    """Write the state_dict of the model as ESPnet's `--quantize_asr_model true
-    --quantize_modules Linear LSTM` makes it: int8 weights of linear and LSTM layers,
-    one scale a weight; activations are quantised while it runs."""
+    """Write the state_dict of the model quantised as by ESPnet's `--quantize_asr_model
+    true --quantize_modules Linear LSTM`: int8 weights of linear and LSTM layers with
+    one scale per weight; activations are quantised at run time."""
     with _quiet():
         speech2text = build_speech2text(config, model_file, **INT8)
         state = speech2text.asr_model.state_dict()
@@ -84,8 +83,8 @@ def save_int8(path: str | Path, config: str | Path, model_file: str | Path) -> N
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings that quantised tensors will be removed: it is ESPnet
-    that asks for them and torch's own code that meets them."""
+    """Suppress torch's warnings that quantised tensors will be removed; ESPnet and
+    torch use them, not this package."""
     with warnings.catch_warnings():
         for what in (
             "torch.ao.quantization is",
@@ -97,7 +96,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _read_int8(path: str | Path) -> dict:
-    # Quantised LSTM weights are objects of torch, which weights_only does not read.
+    # Quantised LSTM weights are torch objects, which weights_only does not read.
     has_option = torch.__version__ >= "2"
     with _quiet():
         content = torch.load(path, **(dict(weights_only=False) if has_option else {}))
@@ -118,8 +117,8 @@ class CSRLinear(torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """input (..., in) -> (..., out).
 
-        With the sparse matrix first, for `F.linear` with a CSR weight takes 2 to 6
-        times as long for 60 rows (torch 1.13 and 2.8); one row is a vector's product.
+        With the sparse matrix first, because `F.linear` with a CSR weight takes 2 to 6
+        times as long for 60 rows (torch 1.13 and 2.8); one row is multiplied as vector.
         """
         rows = input.reshape(-1, self.in_features)
         if self.bias is None:
@@ -133,13 +132,13 @@ class CSRLinear(torch.nn.Linear):
 
 
 def _take_vectors(model: torch.nn.Module) -> None:
-    """Most searches of a transducer of task `asr` give vectors to its joint network,
+    """Most searches of a transducer of task `asr` pass vectors to its joint network,
     which torch's quantised layers refuse (stock inference stops with an error)."""
-    # torch says that it will remove this package; only int8 needs it.
+    # torch will remove this package; only int8 needs it.
     from torch.ao.nn.quantized import dynamic
 
     class VectorLinear(dynamic.Linear):
-        """A quantised linear layer that takes a vector, too."""
+        """A quantised linear layer that also accepts a vector."""
 
         def forward(self, x: Tensor) -> Tensor:
             """x (in,) or (..., in)."""
@@ -151,10 +150,10 @@ def _take_vectors(model: torch.nn.Module) -> None:
 
 
 def use_csr(model: torch.nn.Module, weights: Collection[str]) -> list[str]:
-    """Let linear layers multiply with CSR weights, in place.
+    """Let linear layers multiply by CSR weights, in place.
 
     Args:
-        model: on the CPU; it keeps its layers, whoever holds them.
+        model: on the CPU; its layer objects stay the same.
         weights: names of the weights; those of other layers stay dense.
 
     Returns:
@@ -169,7 +168,7 @@ def use_csr(model: torch.nn.Module, weights: Collection[str]) -> list[str]:
     for layer in layers.values():
         with warnings.catch_warnings():  # "CSR support is in beta state"
             warnings.simplefilter("ignore", UserWarning)
-            # int32 indices, which MKL takes as they are.
+            # int32 indices, which MKL uses directly.
             csr = layer.weight.detach().to_sparse_csr()
             csr = torch.sparse_csr_tensor(
                 csr.crow_indices().int(),

@@ -1,4 +1,4 @@
-"""Word error rate and real-time factor of a model in each of its forms."""
+"""Word error rate and real-time factor of a model in each form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Decoder = Callable[[np.ndarray], Sequence[SearchResult]]
 
 @dataclass
 class Passes:
-    """What one form said and took.
+    """Output and decoding times of one form.
 
     Attributes:
         seconds: of decoding, for each pass over the data.
@@ -53,13 +53,13 @@ def measure_forms(
 ) -> dict[str, Any]:
     """Decode a Kaldi data folder with each form of an exported model.
 
-    ESPnet's `Speech2Text` takes one utterance at a time in one thread of the CPU. The
-    forms take turns utterance by utterance, so that whatever else a machine does hits
-    all of them alike. Audio is read outside the time that counts.
+    ESPnet's `Speech2Text` decodes one utterance at a time in one CPU thread. The forms
+    take turns utterance by utterance, so that other load on the machine affects all of
+    them alike. Reading of audio is not timed.
 
     Args:
-        folder: the exported one.
-        files: form -> file in it; one of the forms is "dense".
+        folder: of the export.
+        files: form -> file in it; one form must be "dense".
         data_dir: with wav.scp and text.
         inference_config: decode YAML of ESPnet; None: the defaults of stock inference.
         max_utterances: the first ones only.
@@ -110,9 +110,9 @@ def measure_forms(
 def take_turns(
     decoders: Mapping[str, Decoder], cuts: Sequence[Cut], repeats: int
 ) -> dict[str, Passes]:
-    """Decode each cut with each decoder, `repeats` times; another one begins each time.
+    """Decode each cut with each decoder, `repeats` times, in rotating order.
 
-    Each decoder is warmed up with the first cut, which does not count.
+    Each decoder is warmed up with the first cut, untimed.
     """
     names = list(decoders)
     passes = {name: Passes() for name in names}
@@ -139,7 +139,7 @@ def take_turns(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes in one thread, as one job of stock inference does."""
+    """Let torch use one thread, like one job of stock inference."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -149,7 +149,7 @@ def one_thread() -> Iterator[None]:
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """The forms of an export, with what was measured, as Markdown."""
+    """The forms of an export and their measurements, as Markdown."""
     forms, measured = record["forms"], record.get("measured")
     dense = forms["dense"]["bytes"]
     titles = ["Form", "File", "MB", "of dense"]
@@ -179,19 +179,19 @@ def _notes(forms: Mapping[str, Any], measured: Mapping[str, Any] | None) -> list
         return notes
     notes.append(
         f"* {measured['utterances']} utterances of {measured['data_dir']}, "
-        f"{measured['audio_seconds']:.0f} s of audio; one thread of the CPU, one "
-        "utterance at a time, the forms in turns."
+        f"{measured['audio_seconds']:.0f} s of audio; one CPU thread, one utterance "
+        "at a time, the forms in turns."
     )
     notes.append(
         "* RTF: seconds of decoding / seconds of audio, median of "
-        f"{measured['repeats']} passes. It is a matter of the machine; the ratio to "
-        "dense, with its lowest and highest pass, is less so."
+        f"{measured['repeats']} passes. It depends on the machine; the ratio to dense, "
+        "with its lowest and highest pass, depends less on it."
     )
     if "csr" in forms:
-        notes.append("* csr: linear layers multiply with CSR weights, others dense.")
+        notes.append("* csr: linear layers multiply by CSR weights, others are dense.")
     if "2:4" in forms:
         notes.append(
-            "* 2:4: no kernel of a CPU takes it; the dense one ran on restored values."
+            "* 2:4: CPUs have no kernel for it; the dense one ran on restored values."
         )
     if "int8" in forms:
         notes.append("* int8: ESPnet's dynamic quantisation of linear and LSTM layers.")
@@ -199,9 +199,9 @@ def _notes(forms: Mapping[str, Any], measured: Mapping[str, Any] | None) -> list
 
 
 def _decoder(config: Path, file: Path, dense: str, options: Mapping) -> TeacherDecoder:
-    """The stock search with a form of the model inside.
+    """The stock search with a form of the model.
 
-    A YAML's own quantisation does not count: it would make all forms int8.
+    Quantisation options of the YAML are ignored: they would make all forms int8.
     """
     options = {k: v for k, v in options.items() if not k.startswith("quantize_")}
     decoder = TeacherDecoder(config, file.with_name(dense), options)
@@ -212,11 +212,11 @@ def _decoder(config: Path, file: Path, dense: str, options: Mapping) -> TeacherD
 def _cuts(data_dir: str | Path, max_utterances: int | None) -> list[Cut]:
     cuts = list(cuts_from_kaldi(data_dir))[:max_utterances]
     if not cuts:
-        raise ValueError(f"{data_dir}/wav.scp: no utterance to decode")
+        raise ValueError(f"{data_dir}/wav.scp: no utterances to decode")
     for cut in cuts:
         if cut.supervisions[0].text is None:
             raise ValueError(
-                f"{data_dir}/text: no line for utterance {cut.id}; WER needs its words"
+                f"{data_dir}/text: no line for utterance {cut.id}; needed for the WER"
             )
     return cuts
 

@@ -1,11 +1,11 @@
-"""How the files that an export writes are called."""
+"""Names of the files that an export writes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 INFIXES = {"csr": "csr", "2:4": "2to4", "int8": "int8"}
-RECORD = "export.json"  # what the folder holds; its presence tells a folder of ours
+RECORD = "export.json"  # content of the folder; marks a folder of ours
 TABLE = "export.md"
 
 
@@ -16,6 +16,6 @@ def path_of(model_file: str | Path, form: str) -> Path:
 
 
 def form_of(path: str | Path) -> str:
-    """ "csr", "2:4", "int8" or "dense", told by the name of a file."""
+    """ "csr", "2:4", "int8" or "dense", from the name of a file."""
     infix = Path(path).stem.rpartition(".")[2]
     return {infix: form for form, infix in INFIXES.items()}.get(infix, "dense")

@@ -1,1 +1,1 @@
-"""What the package knows of ESPnet's models and of how its versions differ."""
+"""ESPnet's models, and the differences between its versions."""

@@ -11,18 +11,18 @@ Encoded = tuple[Tensor, Tensor]
 def encode(model: torch.nn.Module, speech: Tensor, lengths: Tensor) -> Encoded:
     """Encoder output (B, T, D) and frames (B,) of an ESPnet `asr*` model."""
     encoder_out, encoder_lengths = model.encode(speech, lengths)
-    if isinstance(encoder_out, tuple):  # intermediate CTC layers come along
+    if isinstance(encoder_out, tuple):  # with the outputs of intermediate CTC layers
         encoder_out = encoder_out[0]
     return encoder_out, encoder_lengths
 
 
 def nodes_of_model(model: torch.nn.Module) -> set[str]:
-    """Where an ESPnet model can be compared, as `kd_conf` names it."""
+    """The kinds of nodes at which a model can be compared, as named in `kd_conf`."""
     nodes = {"sequence"}
     if frame_layer(model) is not None:
         nodes.add("frames")
     if getattr(model, "joint_network", None) is not None:
-        # Blanks of several frames make another lattice.
+        # Blanks that span several frames give another lattice.
         if getattr(model, "transducer_multi_blank_durations", None):
             nodes.remove("sequence")
         else:
@@ -48,7 +48,7 @@ def frame_rate(model: torch.nn.Module, sampling_rate: int) -> float:
 
 @torch.no_grad()
 def encode_noise(model: torch.nn.Module, samples: int) -> Encoded:
-    """What a model makes of noise, in evaluation mode, to measure rates and widths."""
+    """The encoder output for noise, in evaluation mode, to measure rates and widths."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, told without torch."""
+"""Detects damaged checkpoints without torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def damage_of(path: str | Path) -> str | None:
-    """What is wrong with a file: it is empty, or "cut off after N bytes", as a machine
-    leaves it that stops while it writes. None for a whole one, and for one of torch
-    before 1.6, which is no archive."""
+    """The damage of a file: empty, or "cut off after N bytes", as left by a machine
+    that stops while writing. None for an intact one, and for one written by torch
+    before 1.6, which is not an archive."""
     path = Path(path)
     with path.open("rb") as file:
         start = file.read(4)

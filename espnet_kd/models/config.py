@@ -1,4 +1,4 @@
-"""What the configuration of a trained ESPnet model tells, read without torch."""
+"""The configuration of a trained ESPnet model, read without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import humanfriendly
 from espnet_kd.config.files import read_yaml
 
 TaskName = Literal["asr", "asr_transducer"]
-# Frames of an input layer's output, of convolutional and linear ones of task `asr`.
+# Subsampling of input layers, convolutional and linear, of task `asr`.
 _SUBSAMPLING = {
     "conv2d": 4,
     "conv2d1": 1,
@@ -23,11 +23,11 @@ _WITH_INPUT_LAYER = ("branchformer", "conformer", "e_branchformer", "transformer
 
 
 def read_config(config: str | Path) -> dict:
-    """Read the `config.yaml` that ESPnet wrote beside a model.
+    """Read the `config.yaml` beside an ESPnet model.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds something else than options, as an empty one does.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a mapping of options, for example empty.
     """
     path = Path(config)
     if not path.is_file():
@@ -42,26 +42,26 @@ def read_config(config: str | Path) -> dict:
 
 
 def read_token_list(path: str | Path) -> list[str]:
-    """The tokens of a file as ESPnet's tasks read it: lines end at newlines alone (not
-    at U+2028, say), and lose blanks at their ends."""
+    """The tokens of a file, read as by ESPnet's tasks: lines end only at newlines (not
+    at U+2028, for example), and trailing whitespace is removed."""
     with Path(path).open(encoding="utf-8") as lines:
         return [line.rstrip() for line in lines]
 
 
 def sampling_rate_of(config: Mapping[str, Any]) -> int:
-    """The rate in Hz of the audio that a model's frontend takes; ESPnet's is 16k."""
+    """The sampling rate in Hz of a model's frontend; ESPnet's default is 16k."""
     rate = (config.get("frontend_conf") or {}).get("fs", 16000)
     return humanfriendly.parse_size(str(rate))
 
 
 def reads_audio(config: Mapping[str, Any]) -> bool:
-    """Whether a model takes samples: by a frontend, or (`input_size: 1`) by an encoder
-    of its own, as `torchaudiohubert` does."""
+    """Whether a model's input is samples, read by a frontend or (`input_size: 1`) by
+    the encoder itself, such as `torchaudiohubert`."""
     return config.get("input_size") in (None, 1)
 
 
 def task_of(config: str | Path) -> TaskName:
-    """The ESPnet2 task that trained a model, told by its configuration.
+    """The ESPnet2 task of a trained model, from its configuration.
 
     Only ESPnet's stand-alone transducer task writes `joint_network_conf`; the `asr`
     task calls the same block `joint_net_conf`.
@@ -72,14 +72,14 @@ def task_of(config: str | Path) -> TaskName:
     if "ctc_conf" in keys:
         return "asr"
     raise ValueError(
-        f"{config}: neither `joint_network_conf` (asr_transducer) nor `ctc_conf` (asr) "
-        "is in it; only models of ESPnet's tasks asr and asr_transducer can teach"
+        f"{config}: has neither `joint_network_conf` (asr_transducer) nor `ctc_conf` "
+        "(asr); only models of ESPnet's tasks asr and asr_transducer can be teachers"
     )
 
 
 def nodes_of_config(config: Mapping[str, Any], task: TaskName) -> set[str]:
-    """Where a model can be compared, as `kd_conf` names it, told by its (training)
-    configuration; `espnet_kd.models.branches.nodes_of_model` asks the model itself."""
+    """The kinds of nodes at which a model can be compared, from its (training)
+    configuration; `espnet_kd.models.branches.nodes_of_model` inspects the model."""
     model = config.get("model_conf") or {}
     lattice = {"sequence", "lattice", "band", "path"}
     if task == "asr_transducer":
@@ -89,7 +89,7 @@ def nodes_of_config(config: Mapping[str, Any], task: TaskName) -> set[str]:
     decoder = config.get("decoder")
     nodes = {"frames"} if ctc_weight > 0 else set()
     if decoder == "transducer":
-        # Blanks of several frames make another lattice.
+        # Blanks that span several frames give another lattice.
         multi_blank = model.get("transducer_multi_blank_durations")
         return nodes if multi_blank else nodes | lattice
     if ctc_weight < 1 and decoder not in (None, "linear_decoder"):
@@ -101,7 +101,7 @@ def frame_rate_of(
     config: Mapping[str, Any], task: TaskName, sampling_rate: int
 ) -> float | None:
     """Encoder frames per second of a (training) configuration with ESPnet's default
-    frontend and an encoder whose subsampling is known; None for any other.
+    frontend and an encoder with known subsampling; None for any other.
 
     Args:
         sampling_rate: of the audio, Hz.

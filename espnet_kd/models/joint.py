@@ -1,4 +1,4 @@
-"""ESPnet's joint network, read without writing out the logits of whole lattices."""
+"""ESPnet's joint network, without materialising the logits of whole lattices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from espnet_kd.lattice.logits import Logits
 def joint_logits(
     model: torch.nn.Module, encoder_out: Tensor, labels: Tensor, label_lengths: Tensor
 ) -> FactoredLogits:
-    """Joint network output (B, T, U+1, V) for labels (B, U), not written out."""
+    """Joint network output (B, T, U+1, V) for labels (B, U), not materialised."""
     steps = torch.arange(labels.size(1), device=labels.device)
     padding = steps >= label_lengths.unsqueeze(1)
     decoder_in, *_ = get_transducer_task_io(
@@ -30,7 +30,7 @@ def joint_logits(
 def factored_joint(
     joint: JointNetwork, encoder_out: Tensor, decoder_out: Tensor
 ) -> FactoredLogits:
-    """What ESPnet's joint network makes of (B, T, D) and (B, U+1, D)."""
+    """The output of ESPnet's joint network for (B, T, D) and (B, U+1, D)."""
     return FactoredLogits(
         joint.lin_enc(encoder_out),
         joint.lin_dec(decoder_out),
@@ -41,10 +41,10 @@ def factored_joint(
 
 
 class LeanJointNetwork(JointNetwork):
-    """ESPnet's joint network, which does not write out the logits of whole lattices.
+    """ESPnet's joint network, which does not materialise the logits of whole lattices.
 
-    An instance of the stock class is made one by its `__class__`. What decoding asks of
-    it, and bands, are computed as ever.
+    An instance of the stock class is converted by its `__class__`. Calls of decoding,
+    and bands, are computed as in stock ESPnet.
     """
 
     def forward(

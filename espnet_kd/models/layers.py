@@ -1,4 +1,4 @@
-"""Frames that a named layer of an encoder outputs, kept by hooks."""
+"""Frames output by a named layer of an encoder, kept by hooks."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 
 class Layer:
-    """What a layer of a model made of the last batch that was encoded.
+    """The output of a layer of a model for the last encoded batch.
 
     Args:
         model: an ESPnet `asr*` model.
         name: of a sub-module.
 
     Raises:
-        ValueError: the model has no such module; near names are proposed.
+        ValueError: the model has no such module; similar names are suggested.
     """
 
     def __init__(self, model: torch.nn.Module, name: str) -> None:
         modules = dict(model.named_modules())
         if name not in modules:
             near = difflib.get_close_matches(name, filter(None, modules), cutoff=0.5)
-            proposals = f"; near names: {near}" if near else ""
+            proposals = f"; similar names: {near}" if near else ""
             raise ValueError(
-                f"{name!r} is no module of {type(model).__name__}{proposals}"
+                f"{name!r} is not a module of {type(model).__name__}{proposals}"
             )
         self.name = name
         self.frames = self.encoded = self.lengths = None
@@ -41,17 +41,17 @@ class Layer:
         self.encoded, self.lengths = frames_of(output), output[1]
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Frames (B, T, D) and their lengths (B,), which are then forgotten.
+        """Frames (B, T, D) and their lengths (B,), which are then released.
 
         Raises:
-            ValueError: the layer was left out of the pass.
+            ValueError: the layer did not run in the pass.
         """
         frames, lengths = self.frames, self.lengths
         self.frames = self.encoded = self.lengths = None
         if frames is None:
             raise ValueError(
-                f"{self.name!r} made nothing when a batch was encoded; name a layer of "
-                "the encoder, and let no layers be dropped (layer_drop_rate, "
+                f"{self.name!r} did not run when a batch was encoded; name a layer of "
+                "the encoder, and do not drop layers (layer_drop_rate, "
                 "blockdrop_rate)"
             )
         return frames, lengths
@@ -60,13 +60,13 @@ class Layer:
         """Width D of the frames of a batch that was just encoded.
 
         Raises:
-            ValueError: the layer makes no frames at the rate of the encoder.
+            ValueError: the layer does not output frames at the rate of the encoder.
         """
         encoded = self.encoded
         frames, _ = self.take()
         if frames.dim() != 3 or frames.shape[:2] != encoded.shape[:2]:
             raise ValueError(
-                f"{self.name!r} makes {tuple(frames.shape)} where the encoder makes "
+                f"{self.name!r} outputs {tuple(frames.shape)}, the encoder "
                 f"{tuple(encoded.shape)} (utterances, frames, width); name a layer "
                 "after the subsampling"
             )
@@ -74,7 +74,7 @@ class Layer:
 
 
 def frames_of(output: Any) -> Tensor:
-    """The frames in what a layer returns: x, (x, mask), ((x, positions), mask), ..."""
+    """The frames in a layer's output: x, (x, mask), ((x, positions), mask), ..."""
     while isinstance(output, (tuple, list)):
         output = output[0]
     return output

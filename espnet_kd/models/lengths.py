@@ -1,23 +1,23 @@
 """True lengths: an utterance in a padded batch is encoded as it is alone.
 
-In ESPnet it is not. Where padding counts as speech it enters the loss, it is distilled,
-and a batched decoder reads words into it:
+In ESPnet it is not. Padding that counts as speech enters the loss, is distilled, and
+leads a batched decoder to output words for it:
 
 * `asr_transducer`, before 202611: the convolutional input cuts the padding mask to the
-  length of its output instead of subsampling it; no utterance is shorter than the
+  length of its output instead of subsampling it, so all utterances are as long as the
   longest. In all versions: the pooling of a `vgg_like` input reads padding.
-* `asr`, before 202610: the subsampling layers leave one to four frames of padding to
+** `asr`, before 202610: the subsampling layers leave one to four frames of padding in
   every utterance but the longest, and the convolutions of conformer and branchformer
-  layers read padding that is not zero. In all versions: a feed-forward layer of
-  convolutions (`positionwise_layer_type: conv1d`) does.
-* STFT, in all versions: the end of the longest utterance is mirrored, the others run
-  into zeros.
+  layers read padding that is not zero. In all versions, so does a feed-forward layer of
+  convolutions (`positionwise_layer_type: conv1d`).
+* STFT, in all versions: the end of the longest utterance is mirrored, the others are
+  followed by zeros.
 
-A single utterance has no padding and is right, so that stock inference agrees with a
-model trained with true lengths. Parameters and state_dict stay as they are. What the
-installed version does right is left alone. An encoder that neither ESPnet nor this
-module is known to have right (`vgg_rnn`, contextual blocks, pre-trained ones, the
-conformer's default `rel_pos_type: legacy`, ...) is named in a warning.
+A single utterance has no padding and is correct, so stock inference agrees with a model
+trained with true lengths. Parameters and state_dict do not change. Code that is correct
+in the installed version is left alone. A warning names an encoder that is not known to
+be correct in ESPnet or here (`vgg_rnn`, contextual blocks, pre-trained ones, the
+conformer's default `rel_pos_type: legacy`, ...).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class TrueLengthConvInput(ConvInput):
         x = x.unsqueeze(1)
         for layer in self.conv:
             if isinstance(layer, (Conv2d, MaxPool2d)):
-                # An utterance alone is followed by the layer's own (zero) padding.
+                # A single utterance is followed by the layer's own (zero) padding.
                 x = x.masked_fill(_beyond(lengths, x.size(2))[:, None, :, None], 0.0)
                 lengths = _lengths_after(layer, lengths)
             x = layer(x)
@@ -110,7 +110,7 @@ SUBSAMPLINGS = {
     for name, stock in vars(subsampling).items()
     if name.startswith(("Conv1dSubsampling", "Conv2dSubsampling"))
 }
-# What the installed version has wrong, always or with some options.
+# Classes that are wrong in the installed version, always or with some options.
 CORRECTED = {
     Stft: TrueLengthStft,
     ConvInput: TrueLengthConvInput,
@@ -119,7 +119,7 @@ CORRECTED = {
 _multi_layer_conv = legacy("nets.pytorch_backend.transformer.multi_layer_conv")
 FEED_FORWARD = (_multi_layer_conv.MultiLayeredConv1d, _multi_layer_conv.Conv1dLinear)
 CONVOLVING_ENCODERS = (BranchformerEncoder, ConformerEncoder, EBranchformerEncoder)
-# With these a batch equals its utterances encoded singly, once they are corrected.
+# Once corrected, these encode a batch like its utterances one by one.
 RIGHT_ENCODERS = (
     *CONVOLVING_ENCODERS,
     RNNEncoder,
@@ -131,7 +131,7 @@ RIGHT_ENCODERS = (
 class TrueLengthConv1d(Conv1d):
     """Convolution over the frames of an encoder layer, in which padding is zero."""
 
-    speech: Tensor | None = None  # (B, 1, T) of the batch at hand
+    speech: Tensor | None = None  # (B, 1, T) of the current batch
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, T)."""
@@ -147,12 +147,12 @@ def _hand_down_mask(layer: torch.nn.Module, args: tuple) -> None:
 
 
 def _beyond(lengths: Tensor, frames: int) -> Tensor:
-    """(B, frames), True from each utterance's end on."""
+    """(B, frames), True beyond each utterance's end."""
     return torch.arange(frames, device=lengths.device) >= lengths.unsqueeze(1)
 
 
 def _lengths_after(layer: Conv1d | Conv2d | MaxPool2d, lengths: Tensor) -> Tensor:
-    """Frames that a convolution or pooling makes of `lengths` frames, (B,)."""
+    """Output frames (B,) of a convolution or pooling for `lengths` frames."""
     kernel, stride, padding, dilation = (
         size if isinstance(size, int) else size[0]
         for size in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
@@ -169,8 +169,8 @@ def _lengths_after(layer: Conv1d | Conv2d | MaxPool2d, lengths: Tensor) -> Tenso
 def use_true_lengths(model: torch.nn.Module) -> bool:
     """Correct the frontend and the encoder of an ESPnet model in place.
 
-    Returns whether anything was changed. An encoder that padding still changes is named
-    in a warning.
+    Returns whether anything was changed. A warning names an encoder whose output still
+    depends on padding.
     """
     changed = [_correct(module) for module in model.modules()]
     encoder = model.encoder
@@ -185,16 +185,16 @@ def use_true_lengths(model: torch.nn.Module) -> bool:
     wrong = uncorrected(encoder)
     if wrong is not None:
         logging.warning(
-            f"true_lengths: {wrong} is not among the encoders that are corrected; "
-            "padding may change what it makes of the utterances of a batch"
+            f"true_lengths: {wrong} is not among the corrected encoders; its output "
+            "for the utterances of a batch may depend on padding"
         )
     return any(changed)
 
 
 def uncorrected(encoder: torch.nn.Module) -> str | None:
-    """What of an encoder padding still changes, or may change: the name of its class or
-    of a part; None where all is known to be right."""
-    if type(encoder) not in RIGHT_ENCODERS:  # a subclass need not be right
+    """The class or part of an encoder whose output depends, or may depend, on padding;
+    None if all is known to be correct."""
+    if type(encoder) not in RIGHT_ENCODERS:  # a subclass may be wrong
         return type(encoder).__name__
     for module in encoder.modules():
         if type(module).__name__ == "LegacyRelPositionMultiHeadedAttention":
@@ -206,7 +206,7 @@ def uncorrected(encoder: torch.nn.Module) -> str | None:
 
 
 def _unmasked(layer: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Modules of an encoder layer that ESPnet gives padding."""
+    """Modules of an encoder layer to which ESPnet passes padding."""
     for module in layer.modules():
         if not masks_convolutions() or isinstance(module, FEED_FORWARD):
             yield from module.modules()

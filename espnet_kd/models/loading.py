@@ -1,8 +1,8 @@
-"""Loading a trained ESPnet model: whole, or not at all.
+"""Loading a trained ESPnet model: completely, or not at all.
 
-ESPnet loads a checkpoint with `strict=False` and drops what PyTorch returns, so that a
-file that does not fit gives a model with random weights and no message. Every model
-that this package reads goes through `whole_models`, and what training starts from
+ESPnet loads a checkpoint with `strict=False` and ignores PyTorch's return value, so a
+file that does not fit silently gives a model with random weights. This package reads
+every model through `whole_models`, and the initial weights of a training
 (`--init_param`) through `whole_init_params`.
 """
 
@@ -56,12 +56,12 @@ def load_stock_model(
     """Build a trained ESPnet model.
 
     The token list, the BPE model and the statistics named in the configuration are
-    looked up from the current folder, as ESPnet does: call it from the recipe folder.
+    looked up from the current folder, as in ESPnet: call it from the recipe folder.
 
     Raises:
         FileNotFoundError: the configuration, the checkpoint or a file that the
             configuration names is missing.
-        ValueError: the checkpoint lacks weights of the model, or holds others.
+        ValueError: the checkpoint lacks weights of the model, or has others.
     """
     task = stock_task(task_of(config))
     with _building(config):
@@ -88,9 +88,9 @@ def build_speech2text(
     """Build ESPnet's `Speech2Text` with a trained model, and the LM of its options.
 
     Args:
-        config, model_file: as of `load_stock_model`; without a file the weights are
+        config, model_file: as for `load_stock_model`; without a file the weights are
             random.
-        options: of `Speech2Text`, say beam_size or lm_file.
+        options: of `Speech2Text`, for example beam_size or lm_file.
 
     Raises:
         FileNotFoundError, ValueError: as `load_stock_model`.
@@ -106,8 +106,8 @@ def build_speech2text(
 
 @contextmanager
 def _building(config: str | Path) -> Iterator[None]:
-    """Within it, ESPnet builds what a configuration and its files describe, or an error
-    names the configuration that asked for a missing file."""
+    """While active, errors for missing files name the configuration that refers to
+    them."""
     from espnet_kd.models import warprnnt
 
     warprnnt.install()
@@ -121,23 +121,24 @@ def _building(config: str | Path) -> Iterator[None]:
 
 
 def missing_file(config: str | Path, name: str) -> FileNotFoundError:
-    """The error for a file that a configuration names."""
+    """The error for a missing file that is named in a configuration."""
     return FileNotFoundError(
-        f"{config}: it names {name}, which is not found from the current folder; run "
+        f"{config}: names {name}, which was not found from the current folder; run "
         "from the recipe folder in which the model was trained"
     )
 
 
 @contextmanager
 def whole_models() -> Iterator[None]:
-    """Within it, all that ESPnet builds from files is loaded whole or refused.
+    """While active, every model that ESPnet builds from files is loaded completely or
+    refused.
 
-    It covers `build_model_from_file` of every task and thereby `Speech2Text` with its
-    language model. Names of weights are translated between the versions of ESPnet.
+    Covers `build_model_from_file` of every task, and so `Speech2Text` and its language
+    model. Names of weights are translated between the versions of ESPnet.
 
     Raises (within):
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: names the file, weights and versions.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: the weights do not fit; names the file, weights and versions.
     """
     from espnet2.tasks.abs_task import AbsTask
 
@@ -169,23 +170,22 @@ def whole_models() -> Iterator[None]:
 
 
 def read_weights(model_file: str | Path) -> State:
-    """The weights that a checkpoint holds, on the CPU.
+    """The weights in a checkpoint, on the CPU.
 
     Raises:
         FileNotFoundError, ValueError: it is missing, empty, cut off, or not a file of
-            weights (the checkpoint of a whole training, a pickled model); with the
-            remedy.
+            weights (the checkpoint of a whole training, a pickled model).
     """
     path = Path(model_file)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such checkpoint; ESPnet writes e.g. "
+            f"{path}: no such checkpoint; ESPnet writes for example "
             "valid.loss.ave.pth or valid.acc.ave.pth after training"
         )
     damage = damage_of(path)
     if damage is not None:
-        raise ValueError(f"{path}: the file is {damage}; copy it anew, or train again")
-    # ESPnet's own switch for files of which torch takes nothing but tensors.
+        raise ValueError(f"{path}: the file is {damage}; copy it again, or train again")
+    # ESPnet's own switch for files from which torch reads only tensors.
     trusted = os.environ.get("ESPNET_ALLOW_UNSAFE_TORCH_LOAD") == "1"
     try:
         state = torch.load(path, map_location="cpu", weights_only=not trusted)
@@ -199,13 +199,13 @@ def read_weights(model_file: str | Path) -> State:
     ) as error:
         reason = f"torch cannot read it, {type(error).__name__}"
         if zipfile.is_zipfile(path) and isinstance(error, pickle.UnpicklingError):
-            reason = "it holds more than tensors"
+            reason = "it contains more than tensors"
         raise _no_weights(path, reason) from error
     state = _unwrapped(state)
     if not isinstance(state, Mapping):
-        raise _no_weights(path, f"it holds a {type(state).__name__}")
+        raise _no_weights(path, f"it contains a {type(state).__name__}")
     if not state:
-        raise _no_weights(path, "it holds nothing")
+        raise _no_weights(path, "it is empty")
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise _no_weights(path, f"{name} is a {type(value).__name__}")
@@ -213,8 +213,8 @@ def read_weights(model_file: str | Path) -> State:
 
 
 def _unwrapped(content: Any) -> Any:
-    """The weights in a file of DeepSpeed or Lightning, in which ESPnet before 202609
-    does not look for all of them."""
+    """The weights in a file of DeepSpeed or Lightning, which ESPnet before 202609 does
+    not unwrap completely."""
     for key in ("module", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -223,9 +223,9 @@ def _unwrapped(content: Any) -> Any:
 
 def _no_weights(path: Path, reason: str) -> ValueError:
     return ValueError(
-        f"{path}: not a model's state_dict ({reason}). Give the file that is decoded "
-        "with, e.g. valid.loss.ave.pth or 12epoch.pth: not checkpoint.pth, which "
-        "holds a whole training, and not a pickled model"
+        f"{path}: not a model's state_dict ({reason}). Give the file used for "
+        "decoding, for example valid.loss.ave.pth or 12epoch.pth: not checkpoint.pth, "
+        "which holds a whole training, and not a pickled model"
     )
 
 
@@ -243,18 +243,18 @@ def _naming(
         raise ValueError(
             f"{model_file}: {error}. Trained with ESPnet "
             f"{trained or 'of unknown version'}, installed is {installed_version()}. "
-            f"Give the checkpoint that was trained with {config}, as ESPnet wrote it: "
-            "no `module.` before the names, no part left out"
+            f"Give the checkpoint that was trained with {config}, as written by "
+            "ESPnet: complete, without `module.` before the names"
         ) from error
 
 
 def set_weights(
     model: torch.nn.Module, state: State, model_file: str | Path, config: str | Path
 ) -> None:
-    """Put weights of any version of ESPnet into a model, all of them or none.
+    """Load weights of any version of ESPnet into a model, all of them or none.
 
     Args:
-        model_file, config: where they come from, for the message.
+        model_file, config: their origin, for messages.
 
     Raises:
         ValueError: they do not fit.
@@ -265,17 +265,17 @@ def set_weights(
 
 @contextmanager
 def _loading_whole(may_lack: bool) -> Iterator[None]:
-    """`load_state_dict` of ESPnet's models is strict, though ESPnet asks it not to be.
+    """While active, `load_state_dict` of ESPnet's models is strict in any case.
 
     Args:
-        may_lack: weights may be missing in the file, but none may be left over.
+        may_lack: the file may lack weights, but not have unknown ones.
     """
     from espnet2.train.abs_espnet_model import AbsESPnetModel
 
     def load(model: torch.nn.Module, state_dict: State, strict: bool = True) -> None:
         _load_whole(model, _unwrapped(state_dict), may_lack)
 
-    # A front end may load an ESPnet model of its own while its model is built.
+    # A front end may load another ESPnet model while its model is built.
     outer = AbsESPnetModel.__dict__.get("load_state_dict")
     AbsESPnetModel.load_state_dict = load
     try:
@@ -290,27 +290,27 @@ def _loading_whole(may_lack: bool) -> Iterator[None]:
 def _load_whole(model: torch.nn.Module, state: State, may_lack: bool) -> None:
     names = model.state_dict().keys()
     missing, unknown = _load(model, named_as(names, state))
-    if may_lack:  # of the adapters themselves nothing
+    if may_lack:  # but nothing of the adapters themselves
         missing = [name for name in missing if _is_adapter(name)]
-    # ESPnet of 2020 saved branches that a weight of 0 switches off.
+    # ESPnet of 2020 also saved branches that are switched off by a weight of 0.
     unused = [name for name in unknown if _is_switched_off(model, name)]
     if unused:
-        logging.warning(f"Not used, the model is without them: {_some(unused)}")
+        logging.warning(f"Not used, as the model does not have them: {_some(unused)}")
         unknown = [name for name in unknown if name not in unused]
     faults = []
     if missing:
         faults.append(f"lacks {_some(missing)} of the model's {len(names)} weights")
     if unknown:
-        faults.append(f"holds {_some(unknown)} that the model does not have")
+        faults.append(f"has {_some(unknown)} that the model does not have")
     if faults:
         raise WeightsDoNotFit(" and ".join(faults))
 
 
 def _load(model: torch.nn.Module, state: State) -> tuple[list[str], list[str]]:
-    """Set weights; returns the names that are missing and those that are left over."""
+    """Load weights; returns the missing and the unknown names."""
     try:
         result = torch.nn.Module.load_state_dict(model, state, strict=False)
-    except RuntimeError as error:  # a headline, and a line for each other size
+    except RuntimeError as error:  # a headline, and a line for each mismatch
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
         sizes = _some(lines[1:] or lines)
         raise WeightsDoNotFit(f"does not fit the model in {sizes}") from error
@@ -323,7 +323,7 @@ def _some(names: list[str]) -> str:
 
 
 def _is_switched_off(model: torch.nn.Module, name: str) -> bool:
-    """Whether a weight is of a part that the model could have, but is None."""
+    """Whether a weight belongs to a part that is None in the model."""
     part = name.partition(".")[0]
     return part in ("ctc", "decoder") and getattr(model, part, part) is None
 
@@ -333,9 +333,9 @@ def _is_adapter(name: str) -> bool:
 
 
 def _holds_adapters_alone(config: Mapping[str, Any]) -> bool:
-    """Whether ESPnet saved only what it fine-tuned, and downloads the rest.
+    """Whether ESPnet saved only the fine-tuned weights, and downloads the rest.
 
-    Where the rest came by `--init_param`, nothing puts it into a model that is read.
+    If the rest came from `--init_param`, it is missing when the model is read.
     """
     strategy = config.get("save_strategy", "all")
     is_downloaded = not config.get("init_param")
@@ -347,14 +347,14 @@ def _holds_adapters_alone(config: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def whole_init_params(load: Callable[..., None]) -> Iterator[None]:
-    """Within it, ESPnet's training takes what `--init_param` names, or refuses it.
+    """While active, ESPnet's training loads all of `--init_param`, or refuses it.
 
-    ESPnet puts the file's weights into the model's state_dict and loads that. Of a
-    weight that was renamed both names are in it then: 202609 and later keep the model's
-    own, a random one, in silence.
+    ESPnet puts the file's weights into the model's state_dict and loads that, which
+    then has both names of a renamed weight: 202609 and later silently keep the model's
+    own, random weight.
 
     Args:
-        load: `load_init_param`, or what calls it.
+        load: `load_init_param`, or a function that calls it.
     """
     import espnet2.tasks.abs_task as abs_task
 
@@ -372,19 +372,19 @@ def load_init_param(
     ignore_init_mismatch: bool,
     map_location: str = "cpu",
 ) -> None:
-    """Set weights of a model from a file of any version of ESPnet.
+    """Initialise weights of a model from a file of any version of ESPnet.
 
-    As ESPnet's `load_pretrained_model`, a part (encoder, decoder, ..) of which the file
-    has nothing stays as it is, with a warning; one of which it has something must be in
-    it whole, but for what fine-tuning adds (adapters, self-conditioning).
+    As in ESPnet's `load_pretrained_model`, a part (encoder, decoder, ..) that is not in
+    the file stays unchanged, with a warning; a part that is in it must be complete,
+    except for additions of fine-tuning (adapters, self-conditioning).
 
     Args:
-        init_param: <file>[:<part of the file>[:<part of the model>[:<names that are
-            left out, with commas between>]]]
-        ignore_init_mismatch: leave out what does not fit, with a warning each.
+        init_param: <file>[:<part of the file>[:<part of the model>[:<names to leave
+            out, separated by commas>]]]
+        ignore_init_mismatch: leave out weights that do not fit, with a warning each.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or its weights do not fit.
+        FileNotFoundError, ValueError: the file does not exist, or does not fit.
     """
     from espnet2.torch_utils.load_pretrained_model import filter_state_dict
 
@@ -419,33 +419,31 @@ def load_init_param(
             if name.partition(".")[0] in touched and not _is_added(name)
         ]
         if not state.keys() & own.keys():
-            raise WeightsDoNotFit("holds no weight of the model")
+            raise WeightsDoNotFit("has no weights of the model")
         if unknown:
-            raise WeightsDoNotFit(
-                f"holds {_some(unknown)} that the model does not have"
-            )
+            raise WeightsDoNotFit(f"has {_some(unknown)} that the model does not have")
         if torn and not ignore_init_mismatch:
-            raise WeightsDoNotFit(f"lacks {_some(torn)} of parts that it has")
+            raise WeightsDoNotFit(f"lacks {_some(torn)} of the parts in it")
     except WeightsDoNotFit as error:
         raise ValueError(
             f"--init_param {init_param}: {error}. Name the parts, <file>:<part of the "
-            "file>:<part of the model>, or take what fits: --ignore_init_mismatch true"
+            "file>:<part of the model>, or load what fits: --ignore_init_mismatch true"
         ) from error
     if missing:
         logging.warning(
             f"--init_param {init_param}: {_some(missing)} of the model's weights are "
-            "not in it and stay as they are"
+            "not in it and stay unchanged"
         )
 
 
 def _is_added(name: str) -> bool:
-    """Whether a weight is of what fine-tuning adds to a part: an adapter, or the layer
-    of self-conditioned CTC."""
+    """Whether a weight was added to a part by fine-tuning: an adapter, or the layer of
+    self-conditioned CTC."""
     return _is_adapter(name) or ".conditioning_layer." in f".{name}"
 
 
 def _starts_with(name: str, prefixes: str) -> bool:
-    """Whether a weight, by its name in any version, starts with one of `a,b,c`."""
+    """Whether a weight's name in any version starts with one of `a,b,c`."""
     names = [name, other_name(name) or name]
     return bool(prefixes) and any(
         n.startswith(tuple(prefixes.split(","))) for n in names

@@ -1,11 +1,11 @@
-"""How ESPnet's versions differ, 202412 to 202611; no other module knows.
+"""Differences between ESPnet's versions 202412 to 202611, in this module only.
 
 * 202609 moved `espnet.*` to `espnet2.legacy.*`.
 * 202609 renamed the weights of convolutional subsampling in task `asr`.
-* 202610 decodes batches of utterances in `asr_inference`, and keeps padding out of the
-  subsampling and convolutions of task `asr`; 202611 out of `asr_transducer`'s input.
-* All of them share one object, a default argument, between the encoders of
-  `asr_transducer`, and write sizes into it.
+** 202610 decodes batches of utterances in `asr_inference`, and masks padding in the
+  subsampling and convolutions of task `asr`; 202611 in `asr_transducer`'s input.
+* All of them share a default argument between the encoders of `asr_transducer`, and
+  write sizes into it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ TESTED = ("202412", "202511", "202611")
 
 
 def installed_version() -> str:
-    """The version of the ESPnet that is imported, say "202611".
+    """The version of the imported ESPnet, for example "202611".
 
-    A checkout on PYTHONPATH comes before an installed ESPnet; ESPnet itself then gives
+    A checkout on PYTHONPATH takes precedence over an installed ESPnet, but then reports
     the installed one's version as its own.
     """
     folder = Path(find_spec("espnet2").origin).parent
@@ -46,8 +46,8 @@ def installed_version() -> str:
 
 
 def is_checkout(folder: Path) -> bool:
-    """Whether a folder espnet2/ belongs to no installed package, or to one that pip
-    installed in its place (`pip install -e`)."""
+    """Whether a folder espnet2/ is not part of an installed package, or of an editable
+    one (`pip install -e`)."""
     try:
         installed = distribution("espnet").locate_file("espnet2")
     except PackageNotFoundError:
@@ -55,21 +55,21 @@ def is_checkout(folder: Path) -> bool:
     return Path(installed).resolve() != folder.resolve()
 
 
-@lru_cache(maxsize=None)  # one line a process
+@lru_cache(maxsize=None)  # once per process
 def warn_of_untested_version() -> None:
-    """One line where ESPnet is newer than the newest version that was tested."""
+    """Warn if ESPnet is newer than the newest tested version."""
     installed = installed_version()
     number = re.match(r"\d{6}", installed)
     if number and number[0] > TESTED[-1]:
         logging.warning(
-            f"ESPnet {installed} is newer than {TESTED[-1]}, the newest that espnet_kd "
-            "was tested with; compare a first run, or install espnet=="
+            f"ESPnet {installed} is newer than {TESTED[-1]}, the newest tested with "
+            "espnet_kd; compare a first run, or install espnet=="
             f"{TESTED[-1]}"
         )
 
 
 def legacy(name: str) -> ModuleType:
-    """ESPnet1's module `name`, say "nets.pytorch_backend.transformer.repeat"."""
+    """ESPnet1's module `name`, e.g. "nets.pytorch_backend.transformer.repeat"."""
     package = "espnet2.legacy" if find_spec("espnet2.legacy") else "espnet"
     return importlib.import_module(f"{package}.{name}")
 
@@ -77,8 +77,8 @@ def legacy(name: str) -> ModuleType:
 def default_config(task: type) -> dict[str, Any]:
     """All options of an ESPnet task with their defaults.
 
-    `get_default_config` parses the command line of the running process, whichever that
-    is; an option of ours would be taken for an abbreviation of one of ESPnet's.
+    `get_default_config` parses the command line of the running process, whatever it is;
+    one of our options could be taken for an abbreviation of ESPnet's.
     """
     words, sys.argv = sys.argv, sys.argv[:1]
     try:
@@ -98,7 +98,7 @@ def masks_subsampling() -> bool:
 
 
 def masks_convolutions() -> bool:
-    """Whether convolutions of conformer and branchformer layers read no padding."""
+    """Whether convolutions of conformer and branchformer layers mask padding."""
     return hasattr(
         legacy("nets.pytorch_backend.conformer.convolution"), "mask_padded_frames"
     )
@@ -143,8 +143,8 @@ def other_name(name: str) -> str | None:
     """The name of a weight of a subsampling module in the other versions of ESPnet.
 
     "encoder.embed.out.0.weight" <-> "encoder.embed.out.weight"; None for a name that is
-    the same in all versions. A layer of another module may happen to be called `out`:
-    only a model can tell, see `other_names`.
+    the same in all versions. A layer of another module may also be called `out`; to
+    distinguish them takes a model, see `other_names`.
     """
     for pattern, replacement in _RENAMED:
         renamed, count = pattern.subn(replacement, name, count=1)
@@ -154,21 +154,21 @@ def other_name(name: str) -> str | None:
 
 
 def named_as(wanted: Container[str], state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict under the names that a model has in the installed version.
+    """A state_dict under a model's names in the installed version.
 
-    A file may hold both names of a weight, as `espnet_kd.bin.export` writes it; the
+    A file may hold both names of a weight, as written by `espnet_kd.bin.export`; the
     result holds one.
 
     Args:
-        wanted: the names of a model's state_dict, or of a part of it.
-        state: of a file of any version.
+        wanted: names in a model's state_dict, or in a part of it.
+        state: content of a file of any version.
     """
     others = {name: other_name(name) for name in state if name not in wanted}
     moved = {name: other for name, other in others.items() if other in wanted}
     named = OrderedDict((n, value) for n, value in state.items() if n not in moved)
     for name, other in moved.items():
         named.setdefault(other, state[name])
-    # Versions of modules; quantised ones cannot be read without.
+    # Versions of modules, without which quantised ones cannot be read.
     modules = getattr(state, "_metadata", None)
     if modules is not None:
         renamed = {other_name(path): modules[path] for path in modules if moved}
@@ -177,7 +177,7 @@ def named_as(wanted: Container[str], state: Mapping[str, Any]) -> dict[str, Any]
 
 
 def other_names(model: nn.Module) -> dict[str, str]:
-    """Of a model's weights that ESPnet renamed: the name in the other versions."""
+    """For a model's weights that ESPnet renamed, the name in the other versions."""
     renamed = tuple(
         f"{path}.{part}."
         for path, module in model.named_modules()
@@ -192,12 +192,12 @@ def other_names(model: nn.Module) -> dict[str, str]:
 
 
 def under_both_names(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's state_dict that every version reads: it holds renamed weights twice.
+    """A model's state_dict, readable by every version: renamed weights have both names.
 
-    `torch.save` stores the values of such a weight once.
+    `torch.save` stores the values of such a weight only once.
 
     Args:
-        model: tells which weights belong to a subsampling module.
+        model: identifies the weights of subsampling modules.
         state: its tensors under the names of the installed version.
     """
     others = other_names(model)
@@ -205,7 +205,7 @@ def under_both_names(model: nn.Module, state: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_renamed(kind: type) -> bool:
-    """A subclass counts, say one with true lengths."""
+    """True for subclasses too, for example with true lengths."""
     names = [each.__name__ for each in kind.__mro__]
     return any(_RENAMED_MODULES.fullmatch(name) for name in names)
 
@@ -216,9 +216,9 @@ def _is_renamed(kind: type) -> bool:
 def clear_shared_defaults() -> None:
     """Empty the default arguments that ESPnet shares between models and writes into.
 
-    The encoder of `asr_transducer` has `input_conf: Dict = {}` and stores the sizes
-    that follow from the first model's features in it; every later model of the process
-    without `input_conf` would get that model's sizes. Call it before a model is built.
+    The encoder of `asr_transducer` has `input_conf: Dict = {}` and stores the first
+    model's sizes in it; every later model of the process without `input_conf` would get
+    those sizes. Call this before a model is built.
     """
     from espnet2.asr_transducer.encoder.encoder import Encoder
 

@@ -1,8 +1,8 @@
-"""A stand-in for `warprnnt_pytorch`, which is on no package index.
+"""A stand-in for `warprnnt_pytorch`, which is not on any package index.
 
 Stock ESPnet imports `warprnnt_pytorch.RNNTLoss` to build any transducer of its `asr`
-task (training and inference) and to train `asr_transducer` with the full loss. Where
-the real package is missing, `install` puts this module in its place.
+task (training and inference) and to train `asr_transducer` with the full loss. If the
+real package is missing, `install` puts this module in its place.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class RNNTLoss(torch.nn.Module):
 
     Args:
         blank: index of blank.
-        fastemit_lambda: must be 0; FastEmit changes the gradient and is only in the
-            real package.
+        fastemit_lambda: must be 0; FastEmit changes the gradient and is only available
+            in the real package.
         reduction: "mean" (sum over utterances / B), "sum" or "none".
 
     Raises:
@@ -63,7 +63,7 @@ class RNNTLoss(torch.nn.Module):
 
 
 def installed() -> str:
-    """ "real", "stand-in" or "absent": what `import warprnnt_pytorch` would give."""
+    """ "real", "stand-in" or "absent": the result of `import warprnnt_pytorch`."""
     module = sys.modules.get(NAME)
     if module is not None:
         return "stand-in" if getattr(module, "RNNTLoss", None) is RNNTLoss else "real"
@@ -71,7 +71,7 @@ def installed() -> str:
 
 
 def install() -> None:
-    """Make `import warprnnt_pytorch` work where the real package is missing."""
+    """Make `import warprnnt_pytorch` work if the real package is missing."""
     if installed() == "absent":
         module = types.ModuleType(NAME, __doc__)
         module.__spec__ = ModuleSpec(NAME, None)  # importlib.util.find_spec reads it

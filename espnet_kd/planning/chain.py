@@ -1,4 +1,4 @@
-"""A run of kd.sh: the names it resolved, and the files that each stage reads."""
+"""A run of kd.sh: the names that it resolved, and the files that each stage reads."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ STAGES = {
 
 
 class Input(NamedTuple):
-    """A file that a stage reads, and the stages that can make it (none: nobody's)."""
+    """A file that a stage reads, and the stages that can make it (may be empty)."""
 
     path: str
     made_by: tuple[int, ...] = ()
 
     def is_there(self) -> bool:
-        """The name, not the folder, may be a pattern."""
+        """Whether the file exists; its name, not its folder, may be a pattern."""
         path = Path(self.path)
         return path.exists() or ("*" in path.name and any(path.parent.glob(path.name)))
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Options of kd.sh under their names, defaults filled in. All are text, "" where
-    there is none; lists are separated by blanks.
+    """Options of kd.sh under their names, with defaults. All are text, "" if not set;
+    lists are separated by blanks.
 
     Attributes:
-        wanted: numbers of the stages that are asked for.
+        wanted: numbers of the requested stages.
         data_feats: folder of the formatted sets, dump/raw.
-        data_train_sets: training sets before their speed is changed.
-        all_sets, eval_sets: sets that are formatted; that are decoded and scored.
+        data_train_sets: training sets before speed perturbation.
+        all_sets, eval_sets: sets to format; sets to decode and score.
         token_dir: folder in which stage 3 makes token list and BPE model.
         decode_dir: of the teacher's hypotheses.
-        kd_data: folder of the KD set; its shapes lie in kd_data + "_shapes".
-        option: "NAME VALUE" of options as they were given, for `planning.options`.
+        kd_data: folder of the KD set; its shapes are in kd_data + "_shapes".
+        option: "NAME VALUE" of options as given, for `planning.options`.
         state: "NUMBER done" or "NUMBER will run", of a dry run.
-        fault: what kd.sh found itself.
+        fault: faults found by kd.sh itself.
     """
 
     wanted: str = ""
@@ -121,12 +121,12 @@ class Chain:
 
     @property
     def stages(self) -> list[int]:
-        """Those that are asked for, and have something to do."""
+        """The requested stages that have something to do."""
         numbers = [int(number) for number in self.wanted.split()]
         return [n for n in numbers if n != 11 or self.sparse_config]
 
     def asks_for(self, *stages: int) -> bool:
-        """Whether one of them at least is asked for."""
+        """Whether at least one of the stages is requested."""
         return not set(stages).isdisjoint(self.stages)
 
     @property
@@ -136,11 +136,11 @@ class Chain:
 
     @property
     def new_teacher_task(self) -> TaskName:
-        """Of the teacher that stage 5 trains."""
+        """Experiment folder of the teacher that stage 5 trains."""
         return self.teacher_task or self.asr_task
 
     def is_made(self, file: Input) -> bool:
-        """Whether a file is there, or a stage that is asked for makes it."""
+        """Whether a file exists, or a requested stage makes it."""
         return file.is_there() or self.asks_for(*file.made_by)
 
     def set(self, name: str, *files: str) -> list[Input]:
@@ -148,8 +148,9 @@ class Chain:
         return [Input(f"{self.data_feats}/{name}/{file}", (2,)) for file in files]
 
     def tokens(self) -> list[Input]:
-        """Token list and BPE model, which stage 3 makes in its own folder, and of
-        characters the symbols that are not split: ESPnet goes on where they lack."""
+        """Token list and BPE model, which stage 3 makes in its own folder, and for
+        characters the symbols that are not split: ESPnet ignores it if they are missing.
+        """
         paths = [self.token_list] + [self.bpemodel] * (self.token_type == "bpe")
         files = [
             Input(path, (3,) if str(Path(path).parent) == self.token_dir else ())
@@ -170,7 +171,7 @@ class Chain:
         return [Input(f"{folder}/{name}", made_by) for name in names]
 
     def systems(self) -> list[tuple[str, str, int]]:
-        """Folder, checkpoint and stage of training of all that is decoded."""
+        """Folder, checkpoint and training stage of all models to decode."""
         found = [(each, self.teacher_model, 5) for each in self.teachers]
         found.append((self.asr_exp, self.inference_asr_model, 9))
         if self.kd_tag:
@@ -182,17 +183,17 @@ class Chain:
 
 
 def inputs(chain: Chain, stage: int) -> list[Input]:
-    """What a stage reads beside configurations."""
+    """The files that a stage reads, besides configurations."""
     return list(dict.fromkeys(_INPUTS.get(stage, _none)(chain)))
 
 
 def is_ours(folder: str) -> bool:
-    """Whether kd.sh began what lies in a folder."""
+    """Whether the content of a folder was started by kd.sh."""
     return any(Path(folder, mark).exists() for mark in (".command", ".done"))
 
 
 def is_foreign(folder: str, file: str) -> bool:
-    """Whether a folder holds a file that asr.sh made: kd.sh leaves it as it is."""
+    """Whether a folder holds a file made by asr.sh, which kd.sh leaves unchanged."""
     return Path(folder, file).exists() and not is_ours(folder)
 
 
@@ -246,7 +247,7 @@ def _shapes(c: Chain, folder: str, stage: int) -> list[Input]:
 
 
 def _normalisation(c: Chain, stats: str) -> list[Input]:
-    """What features are normalised by, unless the model's configuration tells."""
+    """The statistics that normalise features, if the model's configuration needs them."""
     is_asked = c.feats_normalize == "global_mvn"
     return [Input(f"{stats}/train/feats_stats.npz", (4,))] * is_asked
 
@@ -342,7 +343,7 @@ _INPUTS = {
 
 
 def labelled_targets(chain: Chain) -> str:
-    """What labelled audio is trained on, as kd.sh reads preset and options."""
+    """The targets of labelled audio, read from preset and options as by kd.sh."""
     if not chain.kd_config:
         return "both"
     given = chain.kd_set_args.replace("=", " ").split()
@@ -351,5 +352,5 @@ def labelled_targets(chain: Chain) -> str:
     try:
         section = read_preset(chain.kd_config).get("kd_set") or {}
     except (OSError, ValueError):
-        return "reference"  # the preset is a fault of its own
+        return "reference"  # the preset is reported as a separate fault
     return section.get("labelled_targets", "reference")

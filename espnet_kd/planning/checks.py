@@ -1,8 +1,8 @@
-"""What is wrong with a run of kd.sh, found before its first stage.
+"""Faults of a run of kd.sh, found before its first stage.
 
-Configurations and names of files are read, no model is built and no torch imported:
-what only a built model shows (names of hidden layers, for example) is refused by its
-training.
+Configurations and file names are read, but models are not built and torch is not
+imported: faults that only a built model shows (for example names of hidden layers) are
+reported by its training.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AVERAGE = re.compile(r"(train|valid)\.(\w+)\.(?:ave(?:_(\d+)best)?|best)\.pth")
 
 
 def faults(chain: Chain) -> list[str]:
-    """Every fault that is found, each once and with its remedy."""
+    """All faults, each once and with its remedy."""
     found = [*chain.fault]
     for look in LOOKS:
         found += look(chain)
@@ -43,17 +43,17 @@ def faults(chain: Chain) -> list[str]:
 
 
 def lacking_options(c: Chain) -> Iterator[str]:
-    """Names without which a stage has nothing to work with."""
+    """Missing options without which a stage cannot run."""
     asking = [number for number in (6, 8, 10, 11) if c.asks_for(number)]
     if asking and not c.teachers:
         yield (
-            "--teacher_exp (a trained teacher) or --teacher_asr_config (stage 5 trains "
-            f"it) is needed for stage {asking[0]} ({STAGES[asking[0]]})"
+            "--teacher_exp (a trained teacher) or --teacher_asr_config (trained in "
+            f"stage 5) is needed for stage {asking[0]} ({STAGES[asking[0]]})"
         )
     is_taken = bool(c.teachers) and is_foreign(c.teachers[0], "config.yaml")
     if c.asks_for(5) and not c.teacher_asr_config and not is_taken:
         yield (
-            "--teacher_asr_config is needed for stage 5 (teacher training); with a "
+            "--teacher_asr_config is needed for stage 5 (teacher training); for a "
             "trained teacher give --teacher_exp and --skip_stages 5"
         )
     for stage in (8, 10):
@@ -65,28 +65,28 @@ def lacking_options(c: Chain) -> Iterator[str]:
 
 
 def lacking_inputs(c: Chain) -> Iterator[str]:
-    """Files that are not there and that no stage of this run makes."""
+    """Missing files that are not made by any stage of this run."""
     for stage in c.stages:
         for file in inputs(c, stage):
             if not c.is_made(file):
                 yield lacks(file)
     script = Path("local/data.sh")
     if c.asks_for(1) and script.exists() and not os.access(script, os.X_OK):
-        yield f"{script}: is not executable; chmod +x {script}"
+        yield f"{script}: not executable; chmod +x {script}"
 
 
 def lacks(file: Input) -> str:
-    """A missing file, and who makes it."""
+    """The message for a missing file, with the stage that makes it."""
     if not file.made_by:
         return f"{file.path}: not found"
     stages = " or ".join(map(str, file.made_by))
-    # Data and statistics are those of asr.sh; hypotheses, KD sets and models are ours.
-    or_theirs = ", or what makes it in asr.sh," if max(file.made_by) <= 4 else ""
+    # Data and statistics are also made by asr.sh; hypotheses, KD sets and models not.
+    or_theirs = ", or its equivalent in asr.sh," if max(file.made_by) <= 4 else ""
     return f"{file.path}: not found; run stage {stages} of kd.sh{or_theirs} first"
 
 
 def lacking_models(c: Chain) -> Iterator[str]:
-    """There is something to decode, under the name that is asked for."""
+    """Trained systems without the requested checkpoint, or none to decode."""
     if not c.asks_for(12, 13, 14):
         return
     systems = c.systems()
@@ -109,7 +109,7 @@ def _is_done(folder: str) -> bool:
 
 
 def configurations(c: Chain) -> Iterator[str]:
-    """Every configuration that a stage reads can be read."""
+    """Configurations that a stage needs and that cannot be read."""
     readers = {"kd_config": read_preset, "sparse_config": read_preset}
     for option, stages in {
         "asr_config": (4, 9, 10),
@@ -127,7 +127,7 @@ def configurations(c: Chain) -> Iterator[str]:
 
 
 def checkpoints(c: Chain) -> Iterator[str]:
-    """Training will write the checkpoint that is asked for."""
+    """Requested checkpoints that training will not write."""
     student = student_of(c)
     students = [(9, c.asr_exp, student, c.asr_args)]
     with_kd = student and or_none(lambda: kd_student(c))
@@ -146,7 +146,7 @@ def checkpoints(c: Chain) -> Iterator[str]:
 
 
 def begun_by_others(c: Chain) -> Iterator[str]:
-    """A training of asr.sh is taken as it is, so it has ended."""
+    """Trainings of asr.sh that have not ended; they are used unchanged."""
     for exp in _trainings(c).values():
         if is_foreign(exp, "config.yaml") and not any(Path(exp).glob("*.ave*.pth")):
             yield (
@@ -156,7 +156,7 @@ def begun_by_others(c: Chain) -> Iterator[str]:
 
 
 def _trainings(c: Chain) -> dict[int, str]:
-    """Folders of the stages that are asked for and train."""
+    """Folders of the requested training stages."""
     folders = {9: c.asr_exp, 10: c.kd_exp, 11: c.sparse_exp}
     if c.teachers:
         folders[5] = c.teachers[0]
@@ -164,15 +164,15 @@ def _trainings(c: Chain) -> dict[int, str]:
 
 
 def torn(c: Chain) -> Iterator[str]:
-    """A training goes on from its checkpoint.pth, which is whole; so are teachers."""
+    """Damaged checkpoints, of trainings to resume and of teachers."""
     for stage, exp in _trainings(c).items():
         checkpoint = Path(exp, "checkpoint.pth")
         if checkpoint.is_file() and not _is_trained(exp):
             damage = damage_of(checkpoint)
             if damage is not None:
                 yield (
-                    f"{checkpoint}: the file is {damage}, so the training cannot go "
-                    "on. Put a copy back, or delete it: training begins anew"
+                    f"{checkpoint}: the file is {damage}, so training cannot resume. "
+                    "Restore a copy, or delete it to begin training again"
                     + _weights_of_an_epoch(exp, stage)
                 )
     if c.asks_for(6, 10, 11, 12):
@@ -180,11 +180,11 @@ def torn(c: Chain) -> Iterator[str]:
             model = Path(teacher, c.teacher_model)
             damage = damage_of(model) if model.is_file() else None
             if damage is not None:
-                yield f"{model}: the file is {damage}; copy it anew, or train again"
+                yield f"{model}: the file is {damage}; copy it again, or train again"
 
 
 def _weights_of_an_epoch(exp: str, stage: int) -> str:
-    """From what a student may begin."""
+    """A remedy: the last saved epoch, to initialise the student with."""
     epochs = sorted(Path(exp).glob("*epoch.pth"), key=lambda path: path.stat().st_mtime)
     if stage not in (9, 10) or not epochs:
         return ""
@@ -201,7 +201,7 @@ def _unwritten(model: Described, args: str, option: str, name: str) -> Iterator[
         return
     kept = model.config.get("keep_nbest_models", KEPT)
     kept = kept if isinstance(kept, list) else [kept]
-    # Of few epochs ave_1best is written whatever is kept.
+    # With few epochs ave_1best is written whatever is kept.
     if match[3] and int(match[3]) not in (1, *kept) and "keep_nbest" not in args:
         yield (
             f"--{option} {name}: training with {model.path} does not write it, "
@@ -219,7 +219,7 @@ def _unwritten(model: Described, args: str, option: str, name: str) -> Iterator[
     if f"{match[1]}.{match[2]}.ave.pth" not in known:
         yield (
             f"--{option} {name}: training with {model.path} does not write it (acc "
-            "needs an attention decoder, others stand in best_model_criterion); give "
+            "needs an attention decoder, others must be in best_model_criterion); give "
             f"{' or '.join(known) or 'another'}"
         )
 

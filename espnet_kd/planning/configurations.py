@@ -1,4 +1,4 @@
-"""What the configurations of a run of kd.sh say of its models; no torch is imported."""
+"""The models of a run of kd.sh, from their configurations; does not import torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from espnet_kd.models.config import TaskName, read_config, task_of
 from espnet_kd.planning.chain import Chain, is_foreign
 
 T = TypeVar("T")
-# Options of training that are looked at; an option of kd.sh (--asr_args) may set them.
+# Options of training that are checked; an option of kd.sh (--asr_args) may set them.
 NESTED = ("kd_conf", "frontend_conf", "encoder_conf", "model_conf")
 PLAIN = ("frontend", "encoder", "decoder", "preencoder")
 
 
 class Described(NamedTuple):
-    """A model that is trained, or that a stage of this run trains.
+    """A trained model, or one that a stage of this run trains.
 
     `name` is the one used in messages, `path` its configuration.
     """
@@ -34,7 +34,7 @@ class Described(NamedTuple):
 
 
 def student_of(chain: Chain) -> Described | None:
-    """None where its configuration cannot be read, which is a fault of its own."""
+    """None if its configuration cannot be read, which is reported separately."""
     config = or_none(lambda: with_args(read_yaml(chain.asr_config), chain.asr_args))
     if config is None:
         return None
@@ -42,8 +42,8 @@ def student_of(chain: Chain) -> Described | None:
 
 
 def kd_student(chain: Chain) -> Described:
-    """The student of stage 10, as kd.sh merges its configuration; of one that cannot be
-    read, which is a fault of its own, what preset and options tell.
+    """The student of stage 10, with its configuration merged as by kd.sh; if that cannot
+    be read, which is reported separately, with preset and options only.
 
     Raises:
         OSError, ValueError, yaml.YAMLError: preset or options cannot be read.
@@ -56,7 +56,7 @@ def kd_student(chain: Chain) -> Described:
 
 
 def sparse_student(chain: Chain, teacher: Described) -> Described:
-    """That of stage 11, which goes on from its teacher.
+    """The student of stage 11, which starts from its teacher.
 
     Raises:
         OSError, ValueError, yaml.YAMLError: preset or options cannot be read.
@@ -74,7 +74,7 @@ def trains_teacher(chain: Chain) -> bool:
 
 
 def teachers_of(chain: Chain) -> list[Described]:
-    """Those whose configurations can be read."""
+    """The teachers whose configurations can be read."""
     found = []
     for index, folder in enumerate(chain.teachers):
         if index == 0 and trains_teacher(chain):
@@ -92,7 +92,7 @@ def teachers_of(chain: Chain) -> list[Described]:
 
 
 def with_args(config: Mapping[str, Any], args: str) -> dict:
-    """A training configuration after options of the command line.
+    """A training configuration with options of the command line applied.
 
     Raises:
         ValueError: the options cannot be read.
@@ -107,16 +107,16 @@ def with_args(config: Mapping[str, Any], args: str) -> dict:
     known = {k: v for k, v in config.items() if k in (*NESTED, *PLAIN)}
     parser.set_defaults(**known)
     try:
-        # As bash splits ${asr_args}: quotes within are YAML's.
+        # Split as by bash: quotes within ${asr_args} are YAML's.
         given, _ = parser.parse_known_args(args.split())
-    except SystemExit as error:  # argparse has said what is wrong
+    except SystemExit as error:  # argparse has printed the reason
         raise ValueError(f"{args}: cannot be read as options of training") from error
     changed = {k: v for k, v in vars(given).items() if k in config or v}
     return {**config, **changed}
 
 
 def or_none(read: Callable[[], T]) -> T | None:
-    """A file that cannot be read is told once, not by all who look into it."""
+    """None for a file that cannot be read, which is reported once, elsewhere."""
     try:
         return read()
     except (OSError, ValueError, yaml.YAMLError):
@@ -125,7 +125,7 @@ def or_none(read: Callable[[], T]) -> T | None:
 
 @contextmanager
 def named(option: str) -> Iterator[list[str]]:
-    """Collects the fault that is raised within, the name of an option before it."""
+    """Collects an exception of the body as a fault, prefixed with an option's name."""
     problems: list[str] = []
     try:
         yield problems

@@ -1,4 +1,4 @@
-"""Disk that the data take: audio, hypotheses, KD sets, targets."""
+"""Disk space of the data: audio, hypotheses, KD sets, targets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import NamedTuple
 from espnet_kd.planning.model_costs import Speech
 from espnet_kd.planning.training import Figure
 
-# Bytes of text files, for English. Checked against files that are written, see
-# docs/planning.md.
+# Bytes of text files, for English. Checked against real files, see docs/planning.md.
 CHARACTERS = 15  # of text in a second of speech
 HEADER = 44  # of a wav file
 CUT, HYPOTHESIS, TOKEN = 520, 130, 6  # of a shard: a cut, an n-best entry, a token id
@@ -17,7 +16,7 @@ ENTRY = 350  # of a KD set, over all its tables: ids, numbers and a path
 
 
 def perturbed(audio: float, factors: Sequence[float]) -> float:
-    """Seconds of all copies; those of speed f last 1/f as long."""
+    """Seconds of all copies; at speed f they are 1/f as long."""
     return audio * sum(1 / factor for factor in factors)
 
 
@@ -28,8 +27,8 @@ def formatted_audio(
 
     Args:
         audio: seconds, before speed perturbation.
-        is_whole: the audio lies in one file for each utterance, at the wanted rate:
-            these are used where they are.
+        is_whole: the audio has one file per utterance at the right rate, which is used
+            without a copy.
     """
     written = [f for f in factors if f != 1 or not is_whole]
     seconds = perturbed(audio, written)
@@ -52,10 +51,10 @@ def hypotheses(audio: float, speech: Speech, nbest: int) -> Figure:
 
 
 def kd_set(audio: float, speech: Speech, targets: float) -> Figure:
-    """Bytes of a KD training set, which names audio and does not copy it.
+    """Bytes of a KD training set, which refers to audio and does not copy it.
 
     Args:
-        targets: for each utterance.
+        targets: per utterance.
     """
     entries = targets * audio / speech.seconds
     each = ENTRY + CHARACTERS * speech.seconds
@@ -63,7 +62,7 @@ def kd_set(audio: float, speech: Speech, targets: float) -> Figure:
 
 
 class StoredTarget(NamedTuple):
-    """What could be stored of a teacher, and its bytes."""
+    """Teacher outputs that could be stored, and their bytes."""
 
     name: str
     size: Figure
@@ -88,7 +87,7 @@ def soft_targets(
     }
     return [
         StoredTarget(
-            name, Figure(utterances * nodes * each, f"{formula} bytes an utterance")
+            name, Figure(utterances * nodes * each, f"{formula} bytes per utterance")
         )
         for name, (nodes, each, formula) in kinds.items()
     ]

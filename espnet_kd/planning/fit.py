@@ -1,5 +1,5 @@
-"""Whether the models, tokens and losses of a run of kd.sh fit each other, as far as
-their configurations tell. Faults are told as training would tell them, days later."""
+"""Checks that the models, tokens and losses of a run of kd.sh fit each other, as far as
+their configurations show. Messages are those that training would give, days later."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from espnet_kd.planning.configurations import (
 
 
 def tasks(c: Chain) -> Iterator[str]:
-    """A trained teacher can teach, a configuration is one of its task."""
+    """Models of unsupported tasks, and configurations of another task than given."""
     if c.asks_for(6, 10, 11):
         for index, folder in enumerate(c.teachers):
             path = Path(folder, "config.yaml")
@@ -57,19 +57,19 @@ def tasks(c: Chain) -> Iterator[str]:
 
 
 def _wrong_task(model: Described, option: str, task_option: str) -> Iterator[str]:
-    # Only the stand-alone transducer task describes its encoder block by block.
+    # Only the stand-alone transducer task defines its encoder block by block.
     has_blocks = "body_conf" in (model.config.get("encoder_conf") or {})
     if has_blocks != (model.task == "asr_transducer"):
-        told = "is there" if has_blocks else "is missing"
+        found = "found" if has_blocks else "not found"
         yield (
-            f"--{option} {model.path}: encoder_conf.body_conf {told}, so it is a "
+            f"--{option} {model.path}: encoder_conf.body_conf {found}, so it is a "
             f"configuration of task {'asr_transducer' if has_blocks else 'asr'}; give "
             f"it as --{task_option}, which is {model.task}"
         )
 
 
 def token_lists(c: Chain) -> Iterator[str]:
-    """The student's token list is one, and those of teachers and LM equal it."""
+    """Invalid token lists of the student, and different ones of teachers and LM."""
     path = Path(c.token_list)
     is_made_here = 3 in c.stages and is_ours(c.token_dir)
     if is_made_here or not path.is_file():
@@ -88,8 +88,8 @@ def token_lists(c: Chain) -> Iterator[str]:
         with named("lm_exp") as problems:
             if read_config(lm).get("token_list") != tokens:
                 yield (
-                    f"{lm}: its token list is not that of {path}; train an LM with "
-                    "that list, or give --use_lm false"
+                    f"{lm}: its token list differs from {path}; train an LM with that "
+                    "list, or give --use_lm false"
                 )
         yield from problems
 
@@ -98,7 +98,7 @@ def _bad_tokens(path: Path, tokens: Sequence[str]) -> Iterator[str]:
     if not tokens or tokens[0] != "<blank>":
         yield f"{path}: its first token must be <blank>"
     if "<unk>" not in tokens:
-        yield f"{path}: <unk> is not among its tokens"
+        yield f"{path}: <unk> must be among its tokens"
     seen: set[str] = set()
     twice = [token for token in tokens if token in seen or seen.add(token)]
     if twice:
@@ -109,7 +109,7 @@ def _unlike(tokens: Sequence[str], teachers: Sequence[Described]) -> Iterator[st
     for teacher in teachers:
         theirs = teacher.config.get("token_list")
         if not isinstance(theirs, list):
-            yield f"{teacher.path}: token_list is missing; ESPnet writes it"
+            yield f"{teacher.path}: token_list is missing; give the config.yaml written by ESPnet"
             continue
         try:
             check_token_lists(tokens, theirs, teacher.name)
@@ -118,7 +118,7 @@ def _unlike(tokens: Sequence[str], teachers: Sequence[Described]) -> Iterator[st
 
 
 def distillation(c: Chain) -> Iterator[str]:
-    """The losses of stage 10 fit student, teachers, GPUs and a set in parts."""
+    """Losses of stage 10 that do not fit student, teachers, GPUs or a split set."""
     if not c.asks_for(10) or or_none(lambda: read_preset(c.kd_config)) is None:
         return
     teachers = teachers_of(c)
@@ -132,15 +132,15 @@ def distillation(c: Chain) -> Iterator[str]:
 
 
 def sparse(c: Chain) -> Iterator[str]:
-    """The preset of stage 11 prunes, and the teacher, which the student is, has the
-    nodes of its losses."""
+    """Faults of stage 11: a preset without pruning, or losses whose nodes the teacher
+    (also the student) does not have."""
     preset = or_none(lambda: read_preset(c.sparse_config))
     if not c.asks_for(11) or preset is None:
         return
     if not (preset.get("kd_conf") or {}).get("pruning"):
         yield (
-            f"--sparse_config {c.sparse_config}: kd_conf.pruning is missing, and makes "
-            "a student sparse; see conf/kd/sparse.yaml"
+            f"--sparse_config {c.sparse_config}: kd_conf.pruning is missing, which is "
+            "needed to make a student sparse; see conf/kd/sparse.yaml"
         )
     teachers = teachers_of(c)
     if len(teachers) == len(c.teachers) > 0:
@@ -151,7 +151,7 @@ def sparse(c: Chain) -> Iterator[str]:
 
 
 def _given(c: Chain, config: str, args: str) -> str:
-    """What a fault of a preset may lie in, for `named`."""
+    """The possible origin of a fault of a preset, for `named`."""
     words = getattr(c, args)
     return f"{config} {getattr(c, config)}" + (f", --{args} {words}" if words else "")
 
@@ -162,8 +162,8 @@ def _conf(model: Described) -> KDConf:
 
 
 def _check_fit(c: Chain, conf: KDConf, models: Sequence[Described]) -> None:
-    """ValueError where a teacher that is named is not there, a model lacks nodes, or
-    frame rates cannot be matched."""
+    """ValueError if a named teacher does not exist, a model lacks nodes, or frame rates
+    cannot be matched."""
     _check_indices(conf, len(c.teachers))
     if not conf.needs_teacher:
         return
@@ -186,8 +186,8 @@ def _check_indices(conf: KDConf, teachers: int) -> None:
     for name, each in named.items():
         if each.teacher_index >= teachers:
             raise ValueError(
-                f"kd_conf.{name}.teacher_index: {each.teacher_index}, but there are "
-                f"{teachers} teachers, counted from 0"
+                f"kd_conf.{name}.teacher_index: {each.teacher_index} must be below "
+                f"{teachers}, the number of teachers"
             )
 
 
@@ -200,13 +200,13 @@ def _alone(c: Chain, conf: KDConf) -> Iterator[str]:
         if value.isdigit() and int(value) > 1:
             yield (
                 f"--{option} {value}: nodes: sequence ({c.kd_config}) "
-                "compares the hypotheses of an utterance, which must lie in one batch "
+                "compares the hypotheses of an utterance, which must be in one batch "
                 f"of one process; give --{option} 1"
             )
 
 
 def _rate(c: Chain) -> int | None:
-    """Of the audio, Hz; None where --fs is no number, which is a fault of its own."""
+    """Sampling rate in Hz; None if --fs is invalid, which is reported separately."""
     try:
         return humanfriendly.parse_size(c.fs)
     except humanfriendly.InvalidSize:
@@ -214,13 +214,13 @@ def _rate(c: Chain) -> int | None:
 
 
 def sampling_rate(c: Chain) -> Iterator[str]:
-    """It is a number."""
+    """--fs that is not a number."""
     if c.asks_for(2, 4, 5, 9, 10, 11) and not _rate(c):
         yield f"--fs {c.fs}: must be a number of Hz, for example 16k or 16000"
 
 
 def audio(c: Chain) -> Iterator[str]:
-    """Teachers read the audio that the student reads; each has a weight or none has."""
+    """Teachers whose input differs from the student's, and wrong teacher weights."""
     if not c.asks_for(6, 10, 11):
         return
     weights = c.teacher_weights.split()
@@ -247,7 +247,7 @@ def audio(c: Chain) -> Iterator[str]:
             yield (
                 f"frontend_conf.fs: {teacher.name} was trained on "
                 f"{sampling_rate_of(teacher.config)} Hz audio, --fs {c.fs} is {rate} "
-                "Hz; both read the same waveform"
+                "Hz; both must read the same waveform"
             )
 
 

@@ -1,4 +1,4 @@
-"""Published figures of GPUs: what the time of a training is worked out from."""
+"""Published figures of GPUs, from which training times are estimated."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Machine:
     """One GPU, or one core of a CPU.
 
     Attributes:
-        name: as it is chosen on the command line.
+        name: as given on the command line.
         memory: bytes.
         fp32: FLOP/s of matrix products in float32.
-        tf32: likewise on tensor cores in TF32; where there is none, as fp32.
-        half: likewise in float16 or bfloat16 with sums in float32, no sparsity.
+        tf32: the same on tensor cores in TF32; equals fp32 without them.
+        half: the same in float16 or bfloat16 with sums in float32, without sparsity.
         bandwidth: bytes/s between the chip and its memory.
-        source: where the figures stand.
+        source: of the figures.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Machine:
 
 
 def _gpu(name, memory, fp32, tf32, half, bandwidth, source) -> Machine:
-    """In GB, TFLOP/s and GB/s, as data sheets have them."""
+    """From GB, TFLOP/s and GB/s, as in data sheets."""
     rates = (x * TERA for x in (fp32, tf32, half))
     return Machine(name, memory * GIGA, *rates, bandwidth * GIGA, source)
 
@@ -58,7 +58,7 @@ MACHINES = {
     )
 }
 # One core of the machine on which benchmarks/results-cpu.json was measured (200 GFLOP/s
-# on two cores); its bandwidth is of a copy of 256 MB, see benchmarks/plan_check.py.
+# on two cores); its bandwidth is for a copy of 256 MB, see benchmarks/plan_check.py.
 CPU_CORE = Machine(
     "cpu", 16e9, 100e9, 100e9, 100e9, 10e9, "benchmarks/results-cpu.json, one core"
 )

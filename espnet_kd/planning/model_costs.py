@@ -1,4 +1,4 @@
-"""What the estimates need to know of a model: counted, or from its size alone."""
+"""Costs of a model for the estimates: counted, or from its size alone."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:  # torch is slow to import
     from espnet_kd.models.branches import Encoded
     from espnet_kd.report.operations import Counts
 
-# Of a model that is known by its number of parameters P and its width W alone: what
-# Conformers and Transformers of ESPnet have, within a third (tests, docs/planning.md).
-APPLIED = 1.2  # multiply-adds for each weight and encoder frame
-KEPT = 2.5  # x P / W values that autograd keeps of a frame
+# For a model of which only the number of parameters P and the width W are known: values
+# of ESPnet's Conformers and Transformers, within a third (tests, docs/planning.md).
+APPLIED = 1.2  # multiply-adds per weight and encoder frame
+KEPT = 2.5  # x P / W values that autograd keeps per frame
 
 
 @dataclass(frozen=True)
 class Speech:
-    """Of the audio.
+    """Properties of the audio.
 
     Attributes:
         rate: in Hz.
-        seconds, longest: of the mean and the longest utterance.
+        seconds, longest: lengths of the mean and the longest utterance.
         labels: tokens per second.
     """
 
@@ -41,21 +41,21 @@ class Speech:
 
 @dataclass(frozen=True)
 class Model:
-    """Costs are of one second of audio, in a mean utterance.
+    """Costs are per second of audio, in a mean utterance.
 
     Attributes:
         name: for the table.
         parameters: trainable values.
-        encoder: multiply-adds for a second of audio.
-        decoder: likewise, of all behind the encoder but a transducer's lattice.
-        step: multiply-adds of an attention decoder for one token of one hypothesis: as
-            ESPnet searches, it projects the whole encoder output at each token.
+        encoder: multiply-adds per second of audio.
+        decoder: the same, of everything after the encoder but a transducer's lattice.
+        step: multiply-adds of an attention decoder for one token of one hypothesis; in
+            ESPnet's search, it projects the whole encoder output at each token.
         activations: bytes that training keeps for the backward pass, in float32.
-        longest_activations: likewise, in an utterance of the longest: attention keeps
-            more of it.
+        longest_activations: the same, in the longest utterance, where attention keeps
+            more.
         frame_rate: encoder frames per second.
         vocabulary: classes.
-        joint: width of the transducer's joint network; 0 where there is none.
+        joint: width of the transducer's joint network; 0 without one.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Model:
 def of_size(
     parameters: float, width: int, vocabulary: int, joint: int = 0, rate: float = 25.0
 ) -> Model:
-    """A model of which only its size is known; ``rate`` in frames per second."""
+    """A model of which only the size is known; ``rate`` in frames per second."""
     kept = 4 * rate * KEPT * parameters / width
     return Model(
         name=f"{parameters / 1e6:.1f} M",
@@ -99,11 +99,11 @@ def of_config(config: str | Path, vocabulary: int, speech: Speech) -> Model:
     Args:
         config: training YAML of ESPnet's task asr or asr_transducer.
         vocabulary: classes, with blank, <unk> and <sos/eos>.
-        speech: that it hears.
+        speech: the audio.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: ESPnet cannot build it, say for a front end that it downloads.
+        FileNotFoundError: the file does not exist.
+        ValueError: ESPnet cannot build it, e.g. for a front end that it downloads.
     """
     from espnet_kd.models.branches import nodes_of_model
     from espnet_kd.report.operations import operations
@@ -138,17 +138,17 @@ def _multiply_adds(model: nn.Module, counts: Counts) -> float:
 
 
 def build(config: str | Path, vocabulary: int, rate: int) -> nn.Module:
-    """An untrained model of a training YAML; its tokens are made up.
+    """An untrained model of a training YAML, with dummy tokens.
 
     Raises:
         ValueError: ESPnet cannot build it, say for a front end that it downloads.
     """
-    with redirect_stdout(sys.stderr):  # ESPnet prints while it is imported
+    with redirect_stdout(sys.stderr):  # ESPnet prints when imported
         from espnet_kd.tasks.asr import ASRKDTask
         from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
 
     given = read_yaml(config)
-    # Only the stand-alone transducer task describes its encoder block by block.
+    # Only the stand-alone transducer task defines its encoder block by block.
     blocks = "body_conf" in (given.get("encoder_conf") or {})
     task = ASRTransducerKDTask if blocks else ASRKDTask
     words = ["--config", str(config), "--token_type", "char"]
@@ -159,7 +159,7 @@ def build(config: str | Path, vocabulary: int, rate: int) -> nn.Module:
         *map(str, range(vocabulary - 3)),
         "<sos/eos>",
     ]
-    args.normalize = args.init = None  # statistics of features change no size
+    args.normalize = args.init = None  # statistics of features do not change sizes
     args.frontend_conf = {**(args.frontend_conf or {}), "fs": rate}
     try:
         with redirect_stdout(sys.stderr):
@@ -173,9 +173,9 @@ def build(config: str | Path, vocabulary: int, rate: int) -> nn.Module:
 
 
 def activations(model: nn.Module, speech: Speech, seconds: float) -> tuple[int, int]:
-    """Encoder frames, and bytes that autograd keeps of a forward pass in training.
+    """Encoder frames, and bytes that autograd keeps after a forward pass in training.
 
-    The lattice of a transducer is left out: its size goes with frames x labels.
+    The lattice of a transducer is left out: its size grows with frames x labels.
     Parameters are not counted.
     """
     import torch
@@ -183,7 +183,7 @@ def activations(model: nn.Module, speech: Speech, seconds: float) -> tuple[int, 
     from espnet_kd.models.branches import encode
 
     parameters = {p.data_ptr() for p in model.parameters()}
-    kept: dict[int, Tensor] = {}  # holds what it counts, so that no address is reused
+    kept: dict[int, Tensor] = {}  # keeps counted tensors, so that no address is reused
 
     def keep(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()  # a graph that holds its own output is never freed
@@ -207,7 +207,7 @@ def activations(model: nn.Module, speech: Speech, seconds: float) -> tuple[int, 
 
 
 def _behind(model: nn.Module, encoded: Encoded, labels: int) -> list[Tensor]:
-    """What training computes behind the encoder, up to log-probabilities."""
+    """Training's computation after the encoder, up to log-probabilities."""
     import torch
 
     from espnet_kd.models.branches import frame_layer, nodes_of_model

@@ -1,4 +1,4 @@
-"""What the values of kd.sh's options may be, whatever files there are."""
+"""Valid values of kd.sh's options, independent of any files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from espnet_kd.planning.chain import STAGES, Chain
 
 NEEDED = ("train_set", "valid_set", "test_sets", "asr_config")
 LAST = max(STAGES)
-NUMBERS = f"there are 1 to {LAST} (see --help)"
+NUMBERS = f"must be 1 to {LAST} (see --help)"
 WHOLE = r"[1-9]\d*"
 ABOVE_ZERO = "must be a whole number above 0 (--ngpu 0: train on the CPU)"
 TASK = "must be asr or asr_transducer"
-# Options, what the whole of a value must match, and what is told where it does not.
+# Options, the pattern that values must match completely, and the message if they do not.
 RULES = (
     ("ngpu", f"0|{WHOLE}", ABOVE_ZERO),
     ("num_nodes nj inference_nj num_splits_asr batch_size", WHOLE, ABOVE_ZERO),
@@ -37,16 +37,16 @@ RULES = (
     (
         "feats_type",
         "raw|raw_copy",
-        "KD reads waveforms, only raw and raw_copy are taken",
+        "must be raw or raw_copy, as KD reads waveforms",
     ),
-    ("num_ref", "1", "KD knows one reference, leave it at 1"),
+    ("num_ref", "1", "must be 1, as KD supports one reference"),
 )
-# What starts jobs on this machine alone.
+# Commands that start jobs on this machine only.
 LOCAL = re.compile(r"(.*/)?(run_jobs\.py|run\.pl)\b")
 
 
 def wrong_options(chain: Chain) -> Iterator[str]:
-    """Faults of `Chain.option`; an option that is not in it is not looked at."""
+    """Faults of `Chain.option`; other options are not checked."""
     given = dict(each.split(" ", 1) for each in chain.option)
     for name in NEEDED:
         if given.get(name) == "":
@@ -68,15 +68,15 @@ def _stages(given: dict[str, str]) -> Iterator[str]:
             f"{LAST} (see --help)"
         )
     elif int(first) > LAST:
-        yield f"--stage {first}: no such stage; {NUMBERS}"
+        yield f"--stage {first}: not a stage; {NUMBERS}"
     elif int(last) < max(1, int(first)):
         yield (
-            f"--stop_stage {last}: before --stage {first}, so that no stage would "
-            f"run; {NUMBERS}"
+            f"--stop_stage {last}: before --stage {first}, so no stage would run; "
+            f"{NUMBERS}"
         )
     for number in given.get("skip_stages", "").split():
         if not number.isdigit() or int(number) not in STAGES:
-            yield f"--skip_stages: {number} is no stage; {NUMBERS}"
+            yield f"--skip_stages: {number} is not a stage; {NUMBERS}"
 
 
 def _machines(given: dict[str, str]) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _machines(given: dict[str, str]) -> Iterator[str]:
 
 
 def _sets(given: dict[str, str]) -> Iterator[str]:
-    """As asr.sh asks for them, which would refuse them in stage 12."""
+    """Requirements of asr.sh, which would fail in stage 12."""
     train, valid = given.get("train_set", ""), given.get("valid_set", "")
     tests = given.get("test_sets", "")
     if train and valid == train:

@@ -1,4 +1,4 @@
-"""What kd.sh --dry_run shows: what each stage would do, and what it would take."""
+"""The table of kd.sh --dry_run: what each stage would do, and its costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def outlook(chain: Chain, plan: Sequence[Stage] = ()) -> str:
     """A row for each stage.
 
     Args:
-        plan: of the planner; empty where there is none.
+        plan: of the planner; may be empty.
     """
     states = dict(state.split(" ", 1) for state in chain.state)
     rows = [list(TITLES)]
@@ -38,9 +38,9 @@ def outlook(chain: Chain, plan: Sequence[Stage] = ()) -> str:
 
 def _state(chain: Chain, number: int, seen: str) -> str:
     if number not in chain.stages:
-        return "not asked for"
+        return "not requested"
     if number == 7:
-        return "nothing to do, teachers are asked during stage 10"
+        return "nothing to do, teachers run during stage 10"
     missing = [file for file in inputs(chain, number) if not chain.is_made(file)]
     if not missing:
         return seen or "will run"
@@ -54,7 +54,7 @@ def _state(chain: Chain, number: int, seen: str) -> str:
 
 
 def _figures(chain: Chain, parts: Sequence[Stage]) -> tuple[str, str]:
-    """Gigabytes and hours of a stage; those of training on CPUs are not known."""
+    """Gigabytes and hours of a stage; hours of training on CPUs are not estimated."""
     disk = sum(part.disk.value for part in parts if part.disk)
     on_cpus = chain.ngpu == "0"
     seconds = sum(part.wall for part in parts if not (part.gpu and on_cpus))
@@ -76,7 +76,7 @@ def planner_options(chain: Chain, teacher_configs: Sequence[Path]) -> list[str]:
         teacher_configs: training configuration of each teacher.
 
     Raises:
-        ValueError: something that the planner needs is not known yet.
+        ValueError: something that the planner needs is not yet known.
     """
     rate = humanfriendly.parse_size(chain.fs)
     audio = {name: _audio(chain, name, rate)[1] for name in chain.all_sets.split()}
@@ -111,7 +111,7 @@ def planner_options(chain: Chain, teacher_configs: Sequence[Path]) -> list[str]:
 
 
 def _audio(chain: Chain, name: str, rate: int) -> tuple[int, float]:
-    """Utterances and seconds of a set, by the tables that tell them."""
+    """Utterances and seconds of a set, from the first table that has them."""
     source = _source(chain, name)
     tables = {
         f"{chain.data_feats}/{name}/utt2num_samples": lambda row: int(row[1]) / rate,
@@ -122,9 +122,11 @@ def _audio(chain: Chain, name: str, rate: int) -> tuple[int, float]:
         if Path(path).is_file():
             lines = Path(path).read_text(encoding="utf-8").splitlines()
             if not lines:
-                raise ValueError(f"hours of audio are not known, {path} is empty")
+                raise ValueError(f"hours of audio are unknown, {path} is empty")
             return len(lines), sum(seconds(line.split()) for line in lines if line)
-    raise ValueError(f"hours of audio are not known yet, none of {', '.join(tables)}")
+    raise ValueError(
+        f"hours of audio are not yet known: none found of {', '.join(tables)}"
+    )
 
 
 def _source(chain: Chain, name: str) -> str:
@@ -138,5 +140,5 @@ def _vocabulary(chain: Chain) -> int:
     if path.is_file():
         return len(read_token_list(path))
     if chain.token_type != "bpe":
-        raise ValueError(f"{path} is not there yet")
+        raise ValueError(f"{path}: not found yet")
     return int(chain.nbpe)

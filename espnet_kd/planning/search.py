@@ -1,4 +1,4 @@
-"""Time of decoding, with ESPnet's searches, one utterance at a time."""
+"""Decoding time of ESPnet's searches, one utterance at a time."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from espnet_kd.planning.machines import Machine
 from espnet_kd.planning.model_costs import Model, Speech
 from espnet_kd.planning.training import Figure
 
-# Measured on one core, docs/planning.md: share of the peak rate, and seconds that
-# Python and small operations take beside the products of matrices.
+# Measured on one core, docs/planning.md: share of the peak rate, and seconds of Python
+# and small operations besides matrix products.
 UTILISATION = 0.5
 TOKEN_SECONDS = 15e-3  # of a token in an attention decoder's search
 NODE_SECONDS = 0.7e-3  # of a hypothesis at a node of a transducer's
 
-ESPNET_BEAM = 20  # of asr_inference, where no configuration says
+ESPNET_BEAM = 20  # default of asr_inference
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a decoding YAML of ESPnet says."""
+    """Fields of a decoding YAML of ESPnet."""
 
     beam_size: int = ESPNET_BEAM
 
 
 def search_of(config: Mapping[str, Any]) -> Search:
-    """Of a decoding YAML that was read."""
+    """The `Search` of a parsed decoding YAML."""
     return Search(int(config.get("beam_size", ESPNET_BEAM)))
 
 
@@ -36,8 +36,8 @@ def decoding_time(
 ) -> Figure:
     """Seconds of one job, on a core of a CPU or on a GPU, for some seconds of audio.
 
-    ESPnet's attention decoders go over the whole encoder output again for each token
-    of each hypothesis.
+    ESPnet's attention decoders process the whole encoder output again for each token of
+    each hypothesis.
     """
     beam = search.beam_size
     if model.joint:
@@ -54,6 +54,6 @@ def decoding_time(
     return Figure(
         audio * factor,
         f"{audio / 3600:.4g} h x {factor:.3g}: FLOP 2 x ({model.encoder:.3g} of the "
-        f"encoder + {behind:.3g} behind it, beam {beam}) / ({machine.fp32:.3g} x "
+        f"encoder + {behind:.3g} after it, beam {beam}) / ({machine.fp32:.3g} x "
         f"{UTILISATION:g}) + {steps:.3g} {formula} x {each:g} s",
     )

@@ -1,4 +1,4 @@
-"""What each stage of kd.sh takes."""
+"""Costs of each stage of kd.sh."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from espnet_kd.planning.model_costs import Model, Speech
 from espnet_kd.planning.search import Search, decoding_time
 from espnet_kd.planning.training import Figure, Settings, Teaching
 
-# Seconds of one core for a second of audio that is read and written, or read and
-# turned into features. Measured: benchmarks/plan_check.py.
+# Seconds of one core per second of audio, to read and write it, or to read it and
+# compute features. Measured: benchmarks/plan_check.py.
 FORMAT_SECONDS = 0.001
 FEATURE_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe is asked for; audio in seconds, before speed perturbation.
+    """The settings of a recipe; audio in seconds, before speed perturbation.
 
     Attributes:
-        labelled, unlabelled: of the student.
-        teacher_labelled: that the teacher is trained on.
+        labelled, unlabelled: training audio of the student.
+        teacher_labelled: training audio of the teacher.
         evaluated: of validation and test sets.
         factors: of speed perturbation; (1.0,) for none.
-        is_whole: audio lies in whole files at the wanted rate.
-        teachers, student: models; with their settings of training. The first teacher
+        is_whole: audio has one file per utterance at the right rate.
+        teachers, student: models, with their training settings. The first teacher
             decodes, and is made sparse.
-        labelled_targets, nbest: of the KD set, as `espnet_kd.bin.kd_set` has them.
+        labelled_targets, nbest: of the KD set, as in `espnet_kd.bin.kd_set`.
         kept_nbest: hypotheses that teacher decoding keeps.
         teaching: of the student with KD; None: no teacher in memory.
         sparse, sparse_teaching: settings of stage 11; None: it is not run.
         gpu, ngpu, jobs: machines; jobs run on cores of CPUs.
-        gpu_inference: decoding goes to GPUs.
+        gpu_inference: decode on GPUs.
         search, teacher_search: of the students and of the teacher.
     """
 
@@ -74,29 +74,29 @@ class Stage:
     gpu: Figure | None = None
     cpu: Figure | None = None
     memory: Figure | None = None
-    machines: int = 1  # GPUs or jobs at a time
+    machines: int = 1  # GPUs or jobs in parallel
     notes: list[str] = field(default_factory=list)
 
     @property
     def wall(self) -> float:
-        """Seconds, if all machines are free and none waits for another."""
+        """Seconds, if all machines are free and none waits for others."""
         return sum(f.value for f in (self.gpu, self.cpu) if f) / self.machines
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """The stages that cost something, in their order."""
+    """The stages with costs, in order."""
     r = recipe
-    heard = data_sizes.perturbed(r.labelled, r.factors)  # an epoch of the student
+    epoch = data_sizes.perturbed(r.labelled, r.factors)  # audio of the student
     taught = data_sizes.perturbed(r.teacher_labelled, r.factors)
-    stages = [_format(r), _statistics(r, heard)]
+    stages = [_format(r), _statistics(r, epoch)]
     for teacher, settings in zip(r.teachers, r.teacher_settings):
         task = f"teacher {teacher.name}"
         stages.append(_training(5, task, r, teacher, settings, taught))
-    to_decode = r.unlabelled + (heard if r.labelled_targets != "reference" else 0)
-    stages += [_decode(r, to_decode), _targets(), _kd_set(r, heard)]
-    stages.append(_training(9, "student", r, r.student, r.student_settings, heard))
+    to_decode = r.unlabelled + (epoch if r.labelled_targets != "reference" else 0)
+    stages += [_decode(r, to_decode), _targets(), _kd_set(r, epoch)]
+    stages.append(_training(9, "student", r, r.student, r.student_settings, epoch))
     targets = {"reference": 1, "hypotheses": r.nbest, "both": r.nbest + 1}
-    with_kd = heard * targets[r.labelled_targets] + r.unlabelled * r.nbest
+    with_kd = epoch * targets[r.labelled_targets] + r.unlabelled * r.nbest
     stages.append(
         _training(
             10, "student with KD", r, r.student, r.student_settings, with_kd, r.teaching
@@ -137,9 +137,9 @@ def _format(r: Recipe) -> Stage:
     return Stage(2, "format, speed perturbation", disk, cpu=cpu, machines=1)
 
 
-def _statistics(r: Recipe, heard: float) -> Stage:
+def _statistics(r: Recipe, epoch: float) -> Stage:
     cpu = Figure(
-        heard * FEATURE_SECONDS, f"{heard / 3600:.4g} h read x {FEATURE_SECONDS:g}"
+        epoch * FEATURE_SECONDS, f"{epoch / 3600:.4g} h read x {FEATURE_SECONDS:g}"
     )
     return Stage(4, "statistics", cpu=cpu, machines=r.jobs)
 
@@ -196,12 +196,12 @@ def _decode(r: Recipe, audio: float) -> Stage:
 
 
 def _targets() -> Stage:
-    return Stage(7, "soft targets: none stored, teachers speak in stage 10")
+    return Stage(7, "soft targets: none stored, teachers run in stage 10")
 
 
-def _kd_set(r: Recipe, heard: float) -> Stage:
+def _kd_set(r: Recipe, epoch: float) -> Stage:
     targets = {"reference": 1, "hypotheses": r.nbest, "both": r.nbest + 1}
-    labelled = data_sizes.kd_set(heard, r.speech, targets[r.labelled_targets])
+    labelled = data_sizes.kd_set(epoch, r.speech, targets[r.labelled_targets])
     unlabelled = data_sizes.kd_set(r.unlabelled, r.speech, r.nbest)
     return Stage(
         8,

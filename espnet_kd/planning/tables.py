@@ -12,7 +12,7 @@ from espnet_kd.report.render import table as columns
 
 
 def table(recipe: Recipe, stages: Sequence[Stage]) -> str:
-    """Models, then a row for each stage, then what does not fit."""
+    """Models, a row for each stage, and warnings of what does not fit."""
     gpu = recipe.gpu
     lines = [
         f"{name}: {model.name}, {model.parameters / 1e6:.1f} M parameters, "
@@ -25,7 +25,7 @@ def table(recipe: Recipe, stages: Sequence[Stage]) -> str:
     ]
     lines.append(
         f"{recipe.ngpu} x {gpu.name} ({gpu.memory / 1e9:g} GB), {recipe.jobs} jobs on "
-        f"CPUs; every figure is an estimate, good to a factor of two (docs/planning.md)"
+        f"CPUs; all figures are estimates within a factor of two (docs/planning.md)"
     )
     cells = {
         "Stage": [f"{s.number:2} {s.task}" for s in stages],
@@ -52,9 +52,9 @@ def table(recipe: Recipe, stages: Sequence[Stage]) -> str:
 
 
 def targets_table(targets: Sequence[StoredTarget]) -> str:
-    """What stored soft targets would take, which no stage writes today."""
+    """Sizes of stored soft targets, which no stage writes yet."""
     cells = {
-        "If soft targets were stored (not there yet)": [t.name for t in targets],
+        "If soft targets were stored (not supported yet)": [t.name for t in targets],
         "Disk, GB": [_number(t.size, 1e9) for t in targets],
     }
     return "\n".join([*columns(cells), ""])
@@ -85,7 +85,7 @@ def _number(figure: Figure | None, scale: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Two figures: more would promise too much."""
+    """Two significant digits; estimates are no better."""
     if value >= 99.5:
         return f"{value:.0f}"
     if value >= 9.95:

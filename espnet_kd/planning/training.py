@@ -9,27 +9,27 @@ from typing import Any
 from espnet_kd.planning.machines import GIGA, Machine, Precision
 from espnet_kd.planning.model_costs import Model, Speech
 
-# Two constants make time of FLOP and bytes. They were chosen on ten trainings that
-# ESPnet has published with GPU and time: docs/planning.md has them, and the errors.
-UTILISATION = 0.5  # of the peak rate, while matrices are multiplied
-PASSES = 50  # times that what is kept of a forward pass goes through memory
-HALF_KEPT = 0.6  # bytes kept under AMP, of those in float32
+# Two constants convert FLOP and bytes to time. They were fitted to ten trainings that
+# ESPnet published with GPU and time: see docs/planning.md, also for the errors.
+UTILISATION = 0.5  # of the peak rate, during matrix products
+PASSES = 50  # times that the kept activations go through memory
+HALF_KEPT = 0.6  # bytes kept under AMP / bytes in float32
 LOGIT_PASSES = 12  # the same as PASSES, for the logits of a transducer's lattice
 
-# Logits (nodes x vocabulary, float32) that are alive at once: ESPnet's loss by
+# Tensors of logits (nodes x vocabulary, float32) alive at once: ESPnet's loss by
 # torchaudio, and the same with KD; measured in benchmarks/results-cpu.json.
 DENSE_COPIES, DENSE_KD_COPIES = 3, 4
-NODE_BYTES = 800  # of a node of the lean lattice, likewise
-CHUNKS = 2  # chunks alive at once, likewise
+NODE_BYTES = 800  # per node of the lean lattice, measured there too
+CHUNKS = 2  # alive at once, measured there too
 
 CONTEXT = 1e9  # CUDA's context and its libraries' workspaces
-TEACHER_SHARE = 0.1  # of what training would keep, alive in a teacher's forward pass
+TEACHER_SHARE = 0.1  # of training's activations, alive in a teacher's forward pass
 FIRST_PASS = 1 / 3  # of PASSES: forward, without backward
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training YAML says, under ESPnet's names and with its defaults."""
+    """Fields of a training YAML, with ESPnet's names and defaults."""
 
     max_epoch: int = 40
     num_iters_per_epoch: int | None = None
@@ -53,7 +53,7 @@ class Settings:
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
-    """Of a training YAML that was read."""
+    """The `Settings` of a parsed training YAML."""
     names = set(Settings.__dataclass_fields__) & set(config)
     given = {name: config[name] for name in names if config[name] is not None}
     kept = given.get("keep_nbest_models")
@@ -65,12 +65,12 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
 
 @dataclass(frozen=True)
 class Teaching:
-    """Teachers that are asked in training.
+    """Teachers that run in training.
 
     Attributes:
         teachers: all of them.
-        lattice_reads: times that a teacher's whole lattice is read for each batch.
-        lean: whether no dense lattice is made.
+        lattice_reads: times that a teacher's whole lattice is read per batch.
+        lean: whether dense lattices are avoided.
     """
 
     teachers: tuple[Model, ...]
@@ -84,7 +84,7 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number and the formula that made it, with its numbers."""
+    """A number and its formula, with numbers."""
 
     value: float
     formula: str
@@ -93,7 +93,7 @@ class Figure:
 def batch_seconds(
     settings: Settings, speech: Speech, vocabulary: int, ngpu: int = 1
 ) -> Figure:
-    """Audio of one GPU's part of a batch; at least one utterance of the longest.
+    """Audio of one GPU's part of a batch; at least the longest utterance.
 
     `numel` counts every value of a batch: samples, and tokens x vocabulary.
     """
@@ -114,12 +114,12 @@ def batch_seconds(
 
 
 def lattice_nodes(model: Model, seconds: float, labels: float) -> float:
-    """Nodes T x (U+1) of a transducer's lattice, for a second of audio."""
+    """Nodes T x (U+1) of a transducer's lattice, per second of audio."""
     return model.frame_rate * (labels * seconds + 1)
 
 
 def training_flop(model: Model, speech: Speech, teaching: Teaching | None) -> Figure:
-    """FLOP for a second of audio: 2 for each multiply-add, 3 times of the student."""
+    """FLOP per second of audio: 2 per multiply-add, 3 times that for the student."""
     flop = 6 * model.multiply_adds
     formula = f"6 x {model.multiply_adds:.3g} of the student"
     if teaching is not None:
@@ -145,7 +145,7 @@ def training_flop(model: Model, speech: Speech, teaching: Teaching | None) -> Fi
 def training_traffic(
     model: Model, settings: Settings, speech: Speech, teaching: Teaching | None
 ) -> Figure:
-    """Bytes that go through the GPU's memory for a second of audio."""
+    """Bytes that go through the GPU's memory per second of audio."""
     part = HALF_KEPT if settings.use_amp else 1.0
     kept, formula = model.activations, f"{model.activations:.3g} of the student"
     if teaching is not None:
@@ -177,20 +177,20 @@ def training_time(
     """Seconds of one GPU for a whole training.
 
     Args:
-        audio: seconds of an epoch, where the settings do not count its iterations.
+        audio: seconds of an epoch, if the settings do not limit its iterations.
     """
-    heard, counted = audio, f"{audio / 3600:.4g} h"
+    per_epoch, counted = audio, f"{audio / 3600:.4g} h"
     if settings.num_iters_per_epoch:
         batch = batch_seconds(settings, speech, model.vocabulary)
-        heard = settings.num_iters_per_epoch * batch.value
+        per_epoch = settings.num_iters_per_epoch * batch.value
         counted = f"{settings.num_iters_per_epoch} batches of {batch.value:.4g} s"
     flop = training_flop(model, speech, teaching)
     traffic = training_traffic(model, settings, speech, teaching)
     rate = machine.rate(settings.precision)
     second = flop.value / (rate * utilisation) + traffic.value / machine.bandwidth
     return Figure(
-        settings.max_epoch * heard * second,
-        f"{settings.max_epoch} epochs x {counted} x {1e3 * second:.3g} ms for a second "
+        settings.max_epoch * per_epoch * second,
+        f"{settings.max_epoch} epochs x {counted} x {1e3 * second:.3g} ms per second "
         f"of audio: FLOP ({flop.formula}) / ({rate:.3g} x {utilisation:g}) + bytes "
         f"({traffic.formula}) / {machine.bandwidth:.3g}",
     )
@@ -202,9 +202,9 @@ def lattice_memory(
     """Bytes of the lattice losses, forward and backward, without their inputs.
 
     Args:
-        nodes: B x T x (U+1), with padding where it is dense.
+        nodes: B x T x (U+1), with padding if dense.
         copies: of the dense logits; 0: lean.
-        device: whose chunks the lean form works in.
+        device: determines the chunks of the lean form.
     """
     if copies:
         return 4 * nodes * (copies * vocabulary + joint)
@@ -212,7 +212,7 @@ def lattice_memory(
 
 
 def chunk_memory(nodes: float, vocabulary: int, joint: int, device: str) -> float:
-    """Bytes of the chunks in which the lean form reads nodes."""
+    """Bytes of the chunks of nodes in the lean form."""
     from espnet_kd.lattice.reading import CHUNK, NODES  # torch is slow to import
 
     width = vocabulary + 2 * joint
@@ -235,8 +235,8 @@ def training_memory(
     total = CONTEXT + states + kept
     formula = (
         f"{CONTEXT / GIGA:g} GB of CUDA + weights, gradients, optimiser"
-        f"{', gradients to send' if ngpu > 1 else ''} {states / GIGA:.3g} GB + kept of "
-        f"the forward pass {kept / GIGA:.3g} GB: {part:g} x "
+        f"{', gradients to send' if ngpu > 1 else ''} {states / GIGA:.3g} GB + "
+        f"activations {kept / GIGA:.3g} GB: {part:g} x "
         f"{model.longest_activations / 1e6:.3g} MB/s x {batch.value:.4g} s "
         f"({batch.formula})"
     )
@@ -255,7 +255,8 @@ def training_memory(
         passing = part * TEACHER_SHARE * largest * batch.value
         total += weights + passing
         formula += (
-            f" + teachers {weights / GIGA:.3g} GB, their pass {passing / GIGA:.3g} GB"
+            f" + teachers {weights / GIGA:.3g} GB, their activations "
+            f"{passing / GIGA:.3g} GB"
         )
     return Figure(total, formula)
 
@@ -263,7 +264,7 @@ def training_memory(
 def training_disk(model: Model, settings: Settings) -> Figure:
     """Bytes of an experiment folder: epochs kept, averages, checkpoint.pth.
 
-    At most: an epoch may be among the best by several criteria.
+    An upper bound: an epoch may be among the best by several criteria.
     """
     kept = settings.criteria * settings.keep_nbest_models + 1
     copies = min(kept, settings.max_epoch)

@@ -1,16 +1,16 @@
-"""Bootstrap over utterances: confidence of a WER and of a difference of two WERs.
+"""Bootstrap over utterances: confidence of a WER and of the difference of two WERs.
 
 Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance
-evaluation", ICASSP 2004. An utterance is drawn with all its errors and words, so what
-depends on each other within an utterance stays together.
+evaluation", ICASSP 2004. An utterance is drawn with all its errors and words, so
+dependent errors within an utterance stay together.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-CHUNK_DRAWS = 4_000_000  # utterances drawn at a time, 32 MB of indices
-_TIE = 1e-12  # two rates nearer than this are equal; the rest is rounding
+CHUNK_DRAWS = 4_000_000  # utterances drawn at once, 32 MB of indices
+_TIE = 1e-12  # two rates closer than this are equal up to rounding
 
 
 def resample_indices(
@@ -31,10 +31,10 @@ def rates_of(
         indices: (R, N) the utterances of each resample.
 
     Returns:
-        (S, R) rates; NaN where a resample holds no reference unit at all.
+        (S, R) rates; NaN if a resample has no reference units.
     """
     resamples, utterances = indices.shape
-    # How often each utterance was drawn: one matrix product then serves all systems.
+    # Draws of each utterance: one matrix product then covers all systems.
     offsets = np.arange(resamples)[:, None] * utterances
     drawn = np.bincount(
         (indices + offsets).ravel(), minlength=resamples * utterances
@@ -47,7 +47,7 @@ def rates_of(
 def bootstrap_rates(
     errors: np.ndarray, lengths: np.ndarray, resamples: int = 10_000, seed: int = 0
 ) -> np.ndarray:
-    """(S, resamples) error rates; every system sees the same resamples (paired).
+    """(S, resamples) error rates; all systems use the same resamples (paired).
 
     Shapes as in `rates_of`. Memory stays bounded for any number of utterances.
     """
@@ -76,9 +76,9 @@ def paired_p_value(rates: np.ndarray, baseline: np.ndarray, observed: float) -> 
     """Two-sided p-value of a difference of two error rates.
 
     One minus the "probability of improvement" of Bisani and Ney (2004), doubled: the
-    share of resamples in which the difference is zero or has not the sign that was
+    share of resamples in which the difference is zero or does not have the sign
     observed on the whole set. One is added to both counts, so that p is never 0: with R
-    resamples nothing below 2 / (R + 1) can be claimed.
+    resamples, p is at least 2 / (R + 1).
 
     Args:
         rates, baseline: (R,) rates of the two systems on the same resamples.
@@ -87,6 +87,6 @@ def paired_p_value(rates: np.ndarray, baseline: np.ndarray, observed: float) -> 
     if observed == 0:
         return 1.0
     difference = (rates - baseline) * np.sign(observed)
-    # Written so that a resample without a word (NaN) counts against the difference.
+    # In this form a resample without words (NaN) counts against the difference.
     against = int((~(difference > _TIE)).sum())
     return min(1.0, 2 * (against + 1) / (len(rates) + 1))

@@ -1,4 +1,4 @@
-"""What a model costs, as plain data that is shown without torch."""
+"""Costs of a model, as plain data that needs no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# What multiply-adds are counted on.
-SECONDS = 10  # of noise: attention over longer audio costs more for each second
-LABELS_PER_SECOND = 4  # about what English speech has in pieces of words
+# The input on which multiply-adds are counted.
+SECONDS = 10  # of noise: attention over longer audio costs more per second
+LABELS_PER_SECOND = 4  # approximately that of English in word pieces
 
 SPARSE = 0.01  # share of zeros above which a model counts as sparse
 
@@ -23,7 +23,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class MultiplyAdds:
-    """Per second of audio: all, and those whose weight is not zero."""
+    """Per second of audio: all, and those with non-zero weights."""
 
     dense: float
     nonzero: float
@@ -31,7 +31,7 @@ class MultiplyAdds:
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight. `bytes` as it is stored, `compressed_bytes` with zeros left out."""
+    """One weight. `bytes` as stored, `compressed_bytes` without zeros."""
 
     name: str
     shape: list[int]
@@ -48,17 +48,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a model file holds.
+    """Summary of a model file.
 
     Attributes:
         layers: the weights that can be pruned.
         sparsity: share of zeros in `layers`.
         bytes, compressed_bytes: of all floating point tensors; only `layers` are
             compressed.
-        encoder, decoder: multiply-adds of the encoder and of all that comes behind it;
-            None for a model that was not run.
+        encoder, decoder: multiply-adds of the encoder and of everything after it; None
+            for a model that was not run.
         products, other: the parts of these without a weight, and with a weight that is
-            not among `layers`. `total` = encoder + decoder = layers + products + other.
+            not in `layers`. `total` = encoder + decoder = layers + products + other.
     """
 
     layers: list[Layer]
@@ -77,7 +77,7 @@ class Weights:
 
 
 def total_of(costs: Iterable[MultiplyAdds | None]) -> MultiplyAdds | None:
-    """Their sum; None if one is not known."""
+    """Their sum; None if one is unknown."""
     costs = list(costs)
     if None in costs:
         return None

@@ -9,12 +9,12 @@ from pathlib import Path
 from espnet_kd.report.render import RATE_NAMES, save_figure
 from espnet_kd.report.summary import Row
 
-_ASIDE = 1.0  # percentage points between curves, so that intervals stand side by side
+_ASIDE = 1.0  # percentage points between curves, so that intervals are side by side
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the plot and the systems that it goes through, in any order."""
+    """A line of the plot and its systems, in any order."""
 
     label: str
     names: list[str]
@@ -27,7 +27,7 @@ def plot_curves(
     path: str | Path,
     unit: str = "word",
 ) -> None:
-    """Draw a line for each curve as PNG, with the interval and the runs of each system.
+    """Plot each curve as PNG, with the interval and the runs of each system.
 
     Args:
         sparsity: share of zeros, by name of the system.
@@ -46,7 +46,7 @@ def plot_curves(
         line = [by_name[name] for name in names]
         places = [100 * sparsity[name] + aside for name in names]
         rates = [100 * row.rate for row in line]
-        # A percentile interval may just miss the rate that it belongs to.
+        # A percentile interval may just miss its rate.
         below = [max(0, 100 * (row.rate - row.low)) for row in line]
         above = [max(0, 100 * (row.high - row.rate)) for row in line]
         drawn = axes.errorbar(
@@ -58,7 +58,7 @@ def plot_curves(
             axes.plot([x] * len(runs), runs, "x", color=colour, markersize=4)
             top = max(top, 100 * row.high, *runs)
     axes.set(
-        xlabel="sparsity % (curves stand side by side)",
+        xlabel="sparsity % (curves are shifted side by side)",
         ylabel=f"{RATE_NAMES[unit]} %",
         ylim=(0, 1.1 * top or 1.0),
     )

@@ -1,4 +1,4 @@
-"""What kd.sh or asr.sh decoded: <exp>/<inference_tag>/<set>/text of experiments."""
+"""Decodings by kd.sh or asr.sh: <exp>/<inference_tag>/<set>/text of experiments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# A set, and one that asr.sh keeps as it was before it removed utterances: org/<set>.
+# A set, and org/<set>, kept by asr.sh from before it removed utterances.
 TEXTS = ("*/text", "org/*/text")
 
 Systems = Mapping[str, Sequence[Path]]  # name -> experiment folder of each run (seed)
@@ -22,8 +22,8 @@ def add_system_option(parser: argparse._ActionsContainer) -> None:
         default=[],
         metavar=("NAME", "EXP"),
         help="a system and its experiment folder, one for each run (seed) of it; give "
-        "the option once per system. A system that did not decode a test set is named "
-        "and left out",
+        "the option once per system. A system that did not decode a test set is left "
+        "out with a warning",
     )
 
 
@@ -40,15 +40,15 @@ def systems_of(given: Sequence[Sequence[str]]) -> dict[str, list[Path]]:
                 f"--system {name}: needs a name and at least one experiment folder"
             )
         if name in systems:
-            raise ValueError(f"--system {name}: occurs twice; each name once")
+            raise ValueError(f"--system {name}: occurs twice; give each name once")
         systems[name] = [Path(folder) for folder in folders]
     return systems
 
 
 def find_decoded(systems: Systems, tag: str) -> dict[str, dict[str, list[Path]]]:
-    """Hypotheses (Kaldi text files) of every run, by set and system.
+    """Hypotheses (Kaldi text files) of all runs, by set and system.
 
-    A system without a decoding of a set is left out there, and a warning names it.
+    A system without a decoding of a set is left out there, with a warning.
 
     Raises:
         ValueError: some runs of a system decoded a set and others did not.
@@ -63,8 +63,8 @@ def find_decoded(systems: Systems, tag: str) -> dict[str, dict[str, list[Path]]]
     if not sets:
         folders = sorted(f"{exp}/{tag}" for exps in systems.values() for exp in exps)
         logging.warning(
-            f"nothing is decoded, so there is nothing to report: no <set>/text in "
-            f"{', '.join(folders)}; run stage 12 of kd.sh first"
+            f"nothing is decoded: no <set>/text in {', '.join(folders)}; run stage 12 "
+            "of kd.sh first"
         )
     return {name: _texts_of_set(systems, tag, name) for name in sorted(sets)}
 

@@ -1,17 +1,17 @@
-"""Global mapping files (.glm) of NIST: which spellings count as the same words.
+"""Global mapping files (.glm) of NIST: spellings that count as the same words.
 
-    ;; a comment; the first word of the file is the mark that begins comments
+    ;; a comment; the first word of the file is the comment mark
     * case_sensitive = 'F'
-    OKAY => O. K. / [ ] __ [ ]                  where blanks stand around it
-    [HE'S] => [{HE IS / HE HAS}] / [ ] __ [ ]   alternatives; [] or "" hold blanks
+    OKAY => O. K. / [ ] __ [ ]                  between blanks
+    [HE'S] => [{HE IS / HE HAS}] / [ ] __ [ ]   alternatives; [] or "" keep blanks
     FALKNER => FAULKNER / [WILLIAM ] __
     ;; INPUT_DEPENDENT_APPLICATION = "ctm"      the rules from here on: hypotheses only
 
-At each character of a line the first rule whose left side stands there, in its context,
-is applied, and reading goes on behind it; contexts are those of the line as it came in.
-Rules: GLMRules.txt of NIST's SCTK. Around them the line is treated as `csrfilt.sh -dh`
-does it for English: upper case, blanks around parentheses, hyphens within words become
-blanks, parentheses around several words become parentheses around each.
+At each character of a line the first rule whose left side matches, in its context, is
+applied, and reading continues after it; contexts refer to the original line.
+Rules: GLMRules.txt of NIST's SCTK. Otherwise the line is treated as by `csrfilt.sh -dh`
+for English: upper case, blanks around parentheses, hyphens within words become blanks,
+parentheses around several words become parentheses around each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 PURPOSE = re.compile(r';;\s+INPUT_DEPENDENT_APPLICATION\s*=\s*"([^"]*)"')
 OPTION = re.compile(r"""\*.*?\b(\w+)\b\s*[=:]?\s*["']([^"']*)["']""")
-# What a text may be called by: a reference comes as stm, a hypothesis as ctm.
+# Formats of texts: references are stm, hypotheses ctm.
 KINDS = {"ref": ("stm", "ref"), "hyp": ("ctm", "hyp")}
 
 
@@ -52,7 +52,7 @@ class GlobalMap:
             self._rules[folded.source[:1]].append(folded)
 
     def rewrite(self, line: str) -> str:
-        """Apply the rules to a line as it is."""
+        """Apply the rules to a line, without other changes."""
         folded = self._fold(line)
         written = []
         place = 0
@@ -73,7 +73,7 @@ class GlobalMap:
         return "".join(written)
 
     def __call__(self, text: str) -> str:
-        """The words of a text as NIST compares them: rules, upper case, no hyphens."""
+        """The words of a text as compared by NIST: rules, upper case, no hyphens."""
         text = re.sub(r"([()])", r" \1 ", f" {text.upper()} ")
         text = self.rewrite(re.sub(r"\s+", " ", text))
         text = re.sub(r"([^( ])-(?=[^) ])", r"\1 ", text)  # leaves ab- and -ab
@@ -89,9 +89,9 @@ def read_glm(path: Path, kind: str) -> GlobalMap:
     """Read the rules of a file that apply to a "ref" or a "hyp".
 
     Raises:
-        ValueError: at a line that is no rule, or where there is none at all.
+        ValueError: at a line that is not a rule, or if the file has no rules.
     """
-    # Latin 1 reads any byte.
+    # Latin 1 decodes any byte.
     lines = path.read_text(encoding="latin-1").splitlines()
     comment = lines[0].split()[0] if lines and lines[0].split() else ";;"
     rules: list[Rule] = []
@@ -109,7 +109,7 @@ def read_glm(path: Path, kind: str) -> GlobalMap:
         elif line.strip() and applies:
             rules.append(_rule(line, f"{path}: line {number}"))
     if not rules:
-        raise ValueError(f"{path}: no rule in this file; is it a .glm?")
+        raise ValueError(f"{path}: no rules found; must be a .glm file")
     return GlobalMap(rules, case_sensitive)
 
 
@@ -117,7 +117,7 @@ def _rule(line: str, where: str) -> Rule:
     source, arrow, rest = line.partition("=>")
     if not arrow or not _bare(source):
         raise ValueError(f"{where} is not 'A => B' or 'A => B / C __ D': {line!r}")
-    # The last slash begins a context, unless it parts alternatives.
+    # The last slash begins a context, unless it separates alternatives.
     target, slash, context = rest.rpartition("/")
     left, slot, right = context.partition("_")
     if not slash or not slot or "]" in context.partition("[")[0]:
@@ -127,7 +127,7 @@ def _rule(line: str, where: str) -> Rule:
 
 
 def _bare(part: str) -> str:
-    """A part of a rule without the marks around it, which keep blanks."""
+    """A part of a rule without its enclosing marks, which protect blanks."""
     part = part.strip()
     if len(part) > 1 and part[0] + part[-1] in ("[]", '""'):
         return part[1:-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from espnet_kd.report.costs import Layer, MultiplyAdds, Weights, total_of
 from espnet_kd.report.render import table
 
-MOST_ROWS = 60  # layers of longer models are put together by the front of their names
+MOST_ROWS = 60  # layers of longer models are grouped by prefixes of their names
 _TITLES = (
     "Layer",
     "Shape",
@@ -37,7 +37,7 @@ def layer_table(name: str, weights: Weights) -> str:
 
 
 def grouped(layers: list[Layer], most: int = MOST_ROWS) -> dict[str, list[Layer]]:
-    """Layers by name; more than ``most`` by the longest front of it that is enough.
+    """Layers by name; if more than ``most``, by the longest prefix that is sufficient.
 
     Names are cut at dots: encoder.encoders.3.* holds all layers of a block.
     """
@@ -94,8 +94,8 @@ def _notes(weights: Weights) -> list[str]:
             f"{_mega(cost.dense)} M/s, {_mega(cost.nonzero)} of them non-zero"
             for cost in (weights.encoder, weights.decoder)
         )
-        notes.append(f"* Encoder: {encoder}. Behind it: {decoder}.")
-        notes.append("* A layer with 0 M/s takes no part in greedy decoding.")
+        notes.append(f"* Encoder: {encoder}. After it: {decoder}.")
+        notes.append("* A layer with 0 M/s is not used in greedy decoding.")
     return notes
 
 

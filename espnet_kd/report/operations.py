@@ -1,8 +1,8 @@
-"""Multiply-adds of an ESPnet model for each second of audio that it decodes.
+"""Multiply-adds of an ESPnet model per second of decoded audio.
 
-Known counters (of torch, ptflops, fvcore) give a sum for each module or operator. A
+Common counters (of torch, ptflops, fvcore) give a sum for each module or operator. A
 sparse model needs more: how often each weight is applied, so that zeros can be left
-out. Values do not matter, only shapes: noise stands for speech.
+out. Only shapes matter, not values, so noise is used instead of speech.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _MATRIX_PRODUCTS = {"matmul", "__matmul__", "bmm"}
 
 @dataclass
 class Counts:
-    """What a part of a model multiplied.
+    """Multiplications in a part of a model.
 
     Attributes:
         applied: how often each weight (two or more dimensions, by name) was applied: a
-            weight of W values, Z of them zero, made applied * W multiply-adds, and
-            applied * (W - Z) of them with a value that is not zero.
+            weight with W values, Z of them zero, gives applied * W multiply-adds,
+            applied * (W - Z) of them with a non-zero value.
         products: multiply-adds of activations with one another (attention) or with
             constants (mel filters).
     """
@@ -42,7 +42,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Operations:
-    """Counts per second of audio, of the encoder and of what comes behind it."""
+    """Counts per second of audio, of the encoder and of everything after it."""
 
     encoder: Counts
     decoder: Counts
@@ -54,12 +54,12 @@ def operations(
     seconds: float = SECONDS,
     labels_per_second: float = LABELS_PER_SECOND,
 ) -> Operations:
-    """Count what greedy decoding of one second costs, on noise of some seconds.
+    """Count the cost of greedy decoding per second, on some seconds of noise.
 
-    Behind the encoder of T frames, for U labels: a transducer runs its prediction
-    network on U + 1 labels and its joint network at the T + U nodes of a path. Other
-    models run the attention decoder on U + 1 tokens, in one pass as in training, and
-    the CTC layer on T frames, where they have them.
+    After an encoder of T frames, for U labels: a transducer runs its prediction network
+    on U + 1 labels and its joint network at the T + U nodes of a path. Other models run
+    the attention decoder on U + 1 tokens, in one pass as in training, and the CTC layer
+    on T frames, if they have them.
 
     Args:
         model: an ESPnet model of the task `asr` or `asr_transducer`.
@@ -92,10 +92,10 @@ def _decode(model: nn.Module, encoded: Encoded, labels: int) -> None:
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[Counts]:
-    """Count what the linear, convolutional and recurrent layers of a model do inside.
+    """While active, count the linear, convolutional and recurrent layers of a model.
 
     Padding of a convolution counts as input. A layer whose weights are used without
-    calling it (`torch.nn.MultiheadAttention`) is not seen.
+    calling it (`torch.nn.MultiheadAttention`) is not counted.
     """
     counts = Counts()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -117,7 +117,7 @@ def counting(model: nn.Module) -> Iterator[Counts]:
 
 
 def _times_applied(module: nn.Module, inputs: tuple, output: Any) -> int:
-    """Frames, places or steps of the batch: each applies every weight once."""
+    """Frames, positions or steps of the batch; each applies every weight once."""
     while isinstance(output, tuple):  # (output, states); a packed sequence is one too
         output = output[0]
     if isinstance(module, nn.Linear):
@@ -133,7 +133,7 @@ def _times_applied(module: nn.Module, inputs: tuple, output: Any) -> int:
 
 
 class _Products(TorchFunctionMode):
-    """Counts matrix products that are written as such, not as a layer."""
+    """Counts explicit matrix products, outside layers."""
 
     def __init__(self, counts: Counts) -> None:
         super().__init__()

@@ -19,14 +19,14 @@ NO_WEIGHTS: Mapping[str, Weights] = {}
 RATE_NAMES = {"word": "WER", "char": "CER"}
 _SPARSE_NOTES = {
     "Sparsity %": "Sparsity: share of zeros in the weights of linear, convolutional "
-    "and recurrent layers; of a model whose config.yaml is not beside it or cannot be "
-    "used, in all weights of two or more dimensions.",
+    "and recurrent layers; without a usable config.yaml beside the model, in all "
+    "weights of two or more dimensions.",
     "Compressed, MB": "Compressed: one bit for each of these weights and the values "
-    "that are not zero, or dense where that is smaller; all the rest as it is. "
-    "Worked out, not written: espnet_kd.bin.export writes files.",
-    "Multiply-adds, M/s": "Multiply-adds: millions for a second of audio in greedy "
+    "that are not zero, or dense if that is smaller; all the rest unchanged. "
+    "Computed, not written: espnet_kd.bin.export writes files.",
+    "Multiply-adds, M/s": "Multiply-adds: millions per second of audio in greedy "
     "decoding, without those whose weight is zero; counted on "
-    f"{SECONDS} s of noise with {LABELS_PER_SECOND} labels per second. Behind the "
+    f"{SECONDS} s of noise with {LABELS_PER_SECOND} labels per second. After the "
     "encoder, a transducer runs its prediction network for each label and its joint "
     "network for each node of a path (frames + labels); other models run the attention "
     "decoder in one pass and the CTC layer for each frame. Products of activations "
@@ -42,9 +42,9 @@ def markdown(
     resamples: int = 10_000,
     weights: Mapping[str, Weights] = NO_WEIGHTS,
 ) -> str:
-    """The table, and below it what its columns mean. Empty columns are left out.
+    """The table and an explanation of its columns. Empty columns are left out.
 
-    ``weights`` of systems, by name, add what sparsity saves.
+    ``weights`` of systems, by name, add the savings of sparsity.
     """
     rate = RATE_NAMES[unit]
     several = any(len(row.run_rates) > 1 for row in rows)
@@ -69,14 +69,14 @@ def markdown(
     }
     cells = {title: [show(row) for row in rows] for title, show in columns.items()}
     cells = {title: column for title, column in cells.items() if any(column)}
-    if not several:  # then it only says again what the rate says
+    if not several:  # it adds nothing to the rate
         cells.pop("Apart", None)
     notes = _notes(cells, roles, rate, resamples)
     return "\n".join([*table(cells), "", *notes]) + "\n"
 
 
 def table(cells: Mapping[str, list[str]]) -> list[str]:
-    """Lines of a Markdown table of columns by title: names left, figures right."""
+    """Lines of a Markdown table of columns by title: names left, numbers right."""
     widths = {t: max(map(len, (t, *column))) for t, column in cells.items()}
     names, *_ = cells
     lines = [
@@ -131,7 +131,7 @@ def plot(rows: list[Row], path: str | Path, unit: str = "word") -> None:
     """
     rows = [row for row in rows if row.parameters is not None]
     if not rows:
-        raise ValueError("no system has a model: there is nothing to draw")
+        raise ValueError("no system has a model; give --model to draw a plot")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,7 +146,7 @@ def plot(rows: list[Row], path: str | Path, unit: str = "word") -> None:
         heights = _apart([100 * row.rate for row in same], gap=top / 22)
         for row, x, height in zip(same, places, heights):
             rate, low, high = 100 * row.rate, 100 * row.low, 100 * row.high
-            # A percentile interval may just miss the rate that it belongs to.
+            # A percentile interval may just miss its rate.
             error = [[max(0, rate - low)], [max(0, high - rate)]]
             drawn = axes.errorbar(x, rate, error, fmt="o", capsize=3)
             colour = drawn[0].get_color()
@@ -163,7 +163,7 @@ def plot(rows: list[Row], path: str | Path, unit: str = "word") -> None:
             )
     axes.set(
         xscale="log",
-        xlabel="parameters (systems of one size stand side by side)",
+        xlabel="parameters (systems of equal size are shifted side by side)",
         ylabel=f"{RATE_NAMES[unit]} %",
         ylim=(0, top),
     )
@@ -189,9 +189,9 @@ def as_json(
     weights: Mapping[str, Weights] = NO_WEIGHTS,
     **settings: object,
 ) -> str:
-    """Rows, roles and settings for a program to read; rates are fractions.
+    """Rows, roles and settings for programs; rates are fractions.
 
-    A system that is among ``weights`` tells every layer; sizes in bytes.
+    Systems in ``weights`` have every layer; sizes in bytes.
     """
     systems = [asdict(row) for row in rows]
     for system in systems:
@@ -205,7 +205,7 @@ def as_json(
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:
-    """Lift ascending label heights until two neighbours are ``gap`` or more apart."""
+    """Raise ascending label heights until neighbours are at least ``gap`` apart."""
     lifted: list[float] = []
     for height in heights:
         lifted.append(max(height, lifted[-1] + gap) if lifted else height)

@@ -1,11 +1,11 @@
-"""Where NIST's scorer sclite is."""
+"""Finds NIST's scorer sclite."""
 
 from __future__ import annotations
 
 import os
 import shutil
 
-# Where Debian's package sctk has its programs; on PATH it puts only `sctk`.
+# Programs of Debian's package sctk, which has only `sctk` on PATH.
 SCTK_FOLDER = "/usr/lib/sctk/bin"
 HOW_TO_GET = (
     "Debian: apt install sctk; in an ESPnet checkout: tools/installers/install_sctk.sh"
@@ -13,7 +13,7 @@ HOW_TO_GET = (
 
 
 def find_sclite() -> str | None:
-    """The path of sclite: on PATH, or where Debian's package sctk has it."""
+    """The path of sclite: on PATH, or in Debian's package sctk; None if not found."""
     folders = [os.environ.get("PATH", ""), SCTK_FOLDER]
     return shutil.which("sclite", path=os.pathsep.join(folders))
 
@@ -22,10 +22,10 @@ def require_sclite(otherwise: str = "") -> str:
     """The path of sclite.
 
     Args:
-        otherwise: what else can be done, for the message where it is missing.
+        otherwise: another remedy, for the message if it is missing.
 
     Raises:
-        FileNotFoundError: it is not installed; the message tells how to get it.
+        FileNotFoundError: it is not installed; the message has instructions.
     """
     program = find_sclite()
     if program is None:

@@ -14,7 +14,7 @@ from kaldialign import edit_distance
 
 from espnet_kd.report.sclite import require_sclite
 
-_SHOWN = 10  # ids listed in full in an error message
+_SHOWN = 10  # ids listed in an error message
 _SCLITE_COUNTS = re.compile(
     r"^id: \(kd-(\d+)\)\s*\nScores: \(#C #S #D #I\) (\d+) (\d+) (\d+) (\d+)",
     re.MULTILINE,
@@ -26,7 +26,7 @@ class ScoredSet:
     """The error counts of one set of hypotheses, utterance by utterance.
 
     Attributes:
-        ids: the N utterance ids, in the order of the rows of ``counts``.
+        ids: the N utterance ids, in order of the rows of ``counts``.
         counts: (N, 4) columns substitutions, deletions, insertions, reference units.
             Whole numbers for one run; means over the runs after `mean_of_runs`.
         unit: "word" or "char".
@@ -58,23 +58,23 @@ class ScoredSet:
 
 
 def read_text(path: str | Path) -> dict[str, str]:
-    """Read a Kaldi ``text`` file: an id and its words on each line; no words is fine.
+    """Read a Kaldi ``text`` file: an id and its words, if any, on each line.
 
     Raises:
-        ValueError: an id stands twice, or the file holds no utterance.
+        ValueError: an id occurs twice, or the file has no utterances.
     """
     texts: dict[str, str] = {}
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
-                raise ValueError(f"{path}:{number}: empty line, an id is needed")
+                raise ValueError(f"{path}:{number}: empty line; must begin with an id")
             utterance, *words = line.split()
             if utterance in texts:
-                raise ValueError(f"{path}:{number}: id {utterance} stands twice")
+                raise ValueError(f"{path}:{number}: id {utterance} occurs twice")
             texts[utterance] = " ".join(words)
     if not texts:
         raise ValueError(
-            f"{path}: no utterance in this file; was the decoding cut off?"
+            f"{path}: no utterances in this file; was the decoding interrupted?"
         )
     return texts
 
@@ -87,17 +87,17 @@ def score(
 ) -> ScoredSet:
     """Count the errors of ``hyps`` against ``refs``, both id -> text.
 
-    kaldialign counts the fewest edits; sclite, which ESPnet's recipes report, weighs
-    them 3/3/4 (insertion, deletion, substitution). On 12,000 made-up utterances of 9 to
-    37 % WER the errors of the sets came out equal, and S, D and I within 0.5 %.
-    (kaldialign's own ``sclite_mode`` is not used: of two alignments of equal weight it
-    takes the one with more errors, where sclite takes the one with fewer.)
-    A hypothesis may be empty; it may not be absent. With ``unit="char"`` the blank
-    between two words is a character, as in ESPnet's CER.
+    kaldialign counts the fewest edits; sclite, used by ESPnet's recipes, weighs them
+    3/3/4 (insertion, deletion, substitution). On 12,000 synthetic utterances of 9 to
+    37 % WER the errors of the sets were equal, and S, D and I within 0.5 %.
+    (kaldialign's own ``sclite_mode`` is not used: of two alignments with equal weight
+    it takes the one with more errors, sclite the one with fewer.)
+    A hypothesis may be empty, but not absent. With ``unit="char"`` the blank between
+    two words is a character, as in ESPnet's CER.
 
     Raises:
-        ValueError: the ids of the two differ, or the references hold no word.
-        FileNotFoundError: ``scorer="sclite"``, which is not installed.
+        ValueError: the ids of the two differ, or the references have no words.
+        FileNotFoundError: ``scorer="sclite"`` and it is not installed.
     """
     require_same_ids(refs, hyps)
     ids = tuple(sorted(refs))
@@ -105,7 +105,7 @@ def score(
     align = {"kaldialign": _align_kaldialign, "sclite": _align_sclite}[scorer]
     scored = ScoredSet(ids, align(pairs), unit)
     if not scored.totals[3]:
-        raise ValueError("the references hold no word: an error rate has no meaning")
+        raise ValueError("the references have no words: the error rate is not defined")
     return scored
 
 
@@ -118,7 +118,7 @@ def mean_of_runs(runs: list[ScoredSet]) -> ScoredSet:
 
 
 def require_same_ids(refs: dict[str, str], hyps: dict[str, str]) -> None:
-    """Raise a ValueError that lists the ids which only one of the two has."""
+    """Raise a ValueError that lists ids found in only one of the two."""
     missing, extra = sorted(refs.keys() - hyps), sorted(hyps.keys() - refs)
     if missing or extra:
         parts = [
@@ -132,7 +132,7 @@ def require_same_ids(refs: dict[str, str], hyps: dict[str, str]) -> None:
         ]
         raise ValueError(
             "utterance ids differ; " + "; ".join(parts) + ". Decode the missing "
-            "utterances, or give the reference of the set that was decoded."
+            "utterances, or give the references of the decoded set."
         )
 
 
@@ -150,9 +150,9 @@ def _align_kaldialign(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
 
 
 def _align_sclite(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
-    require_sclite(", or take --scorer kaldialign")
-    # Every distinct word goes in as a code: in a trn file "(", "{", "@" and "-" have a
-    # meaning of their own, and an alignment needs to know only which words are equal.
+    require_sclite(", or use --scorer kaldialign")
+    # Every distinct word becomes a code: "(", "{", "@" and "-" are special in a trn
+    # file, and an alignment only depends on which words are equal.
     codes: dict[str, str] = {}
     refs, hyps = (
         [
@@ -165,13 +165,13 @@ def _align_sclite(pairs: list[tuple[list[str], list[str]]]) -> np.ndarray:
 
 
 def sclite_counts(refs: list[str], hyps: list[str], *options: str) -> np.ndarray:
-    """Let sclite align transcripts as they stand in its trn files, pair by pair.
+    """Let sclite align transcripts, given as in trn files, pair by pair.
 
     Returns:
         (N, 4) substitutions, deletions, insertions, reference words.
 
     Raises:
-        FileNotFoundError: there is no sclite.
+        FileNotFoundError: sclite is not installed.
         ChildProcessError: it failed, or did not score every pair.
     """
     program = require_sclite()
@@ -194,6 +194,6 @@ def sclite_counts(refs: list[str], hyps: list[str], *options: str) -> np.ndarray
     if (counts < 0).any():
         lost = int((counts < 0).any(axis=1).sum())
         raise ChildProcessError(
-            f"sclite gave no scores for {lost} of {len(refs)} utterances"
+            f"sclite did not score {lost} of {len(refs)} utterances"
         )
     return counts

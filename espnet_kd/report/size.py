@@ -1,4 +1,4 @@
-"""How large a model is, read from its checkpoint alone."""
+"""Size of a model, read from its checkpoint alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from espnet_kd.models.loading import read_weights
 from espnet_kd.report.costs import ModelSize
 
-# What ESPnet's modules store beside their parameters: the mel filters, the statistics
-# of GlobalMVN and of BatchNorm. They are kept on disk, but nothing learns them.
+# Tensors that ESPnet's modules store besides parameters: mel filters, statistics of
+# GlobalMVN and of BatchNorm. They are on disk, but not trained.
 _BUFFERS = re.compile(
     r"(^|\.)(running_mean|running_var|num_batches_tracked|melmat)$"
     r"|^normalize\.(mean|std)$"
@@ -22,7 +22,7 @@ def size_of(tensors: dict[str, torch.Tensor]) -> ModelSize:
     """Count the parameters and the stored bytes of a checkpoint.
 
     Args:
-        tensors: as `read_tensors` gives them. Two names of one tensor are counted once.
+        tensors: as returned by `read_tensors`. A tensor with two names counts once.
     """
     tensors = distinct(tensors)
     return ModelSize(
@@ -35,11 +35,11 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """The floating point tensors of a checkpoint.
 
     Args:
-        path: a model's ``state_dict`` as ESPnet writes it (``valid.loss.ave.pth``,
+        path: a model's ``state_dict`` as written by ESPnet (``valid.loss.ave.pth``,
             ``12epoch.pth``).
 
     Raises:
-        ValueError: the file holds something else, say a trainer's ``checkpoint.pth``.
+        ValueError: the file is something else, e.g. a trainer's ``checkpoint.pth``.
     """
     state = read_weights(path)
     tensors = {
@@ -48,7 +48,9 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         if tensor.is_floating_point() and tensor.numel()
     }
     if not tensors:
-        raise ValueError(f"{path}: it holds no floating point tensor")
+        raise ValueError(
+            f"{path}: has no floating point tensors; give a model's state_dict"
+        )
     return tensors
 
 
@@ -66,5 +68,5 @@ def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a stored tensor is one that nothing learns."""
+    """Whether a stored tensor is not trained."""
     return _BUFFERS.search(name) is not None

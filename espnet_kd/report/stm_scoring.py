@@ -1,14 +1,14 @@
-"""Scores of eval2000 as the field reports them: NIST's stm and glm, by subset.
+"""Scores of eval2000 as usually reported: NIST's stm and glm, by subset.
 
-What Kaldi's and ESPnet's score.sh do with hubscr.pl, on transcripts instead of times:
+The scoring of Kaldi's and ESPnet's score.sh (hubscr.pl), by segments instead of times:
 
-    hypothesis  noises, hesitations and words that were broken off are left out; they
-                are optional in the reference, so nothing is lost
+    hypothesis  noises, hesitations and broken-off words are left out; they are
+                optional in the reference, so nothing is lost
     both        the glm's rules, upper case, no hyphens within words (`report.glm`)
-    segment     the reference with its alternatives against the utterance that was
-                decoded from it, aligned by `sclite -F -D`: of alternatives the best
-                reading counts, an optional word may be left out, and a fragment is
-                right where a word begins with it
+    segment     the reference with its alternatives against the decoded utterance,
+                aligned by `sclite -F -D`: the best alternative counts, an optional
+                word may be left out, and a fragment is correct if a word begins with
+                it
 
 sw_ calls are the subset swbd, en_ calls callhm.
 """
@@ -24,7 +24,7 @@ from espnet_kd.report.glm import GlobalMap, read_glm
 from espnet_kd.report.sclite import require_sclite
 from espnet_kd.report.scoring import ScoredSet, require_same_ids, sclite_counts
 
-# Kaldi's and ESPnet's score.sh: what the glm maps to %HESITATION.
+# Words that the glm maps to %HESITATION, as in Kaldi's and ESPnet's score.sh.
 HESITATIONS = frozenset(
     [HESITATION, *"uh um eh mm hm ah huh ha er oof hee ach eee ew".split()]
 )
@@ -34,7 +34,7 @@ Texts = dict[str, str]
 
 
 def kept_words(text: str) -> str:
-    """The words of a hypothesis that are scored: no noise, hesitation or fragment."""
+    """The scored words of a hypothesis: no noises, hesitations or fragments."""
     return " ".join(
         word
         for word in text.split()
@@ -51,7 +51,7 @@ class Scorer:
 
     Raises:
         FileNotFoundError: sclite is not installed, or a file is missing.
-        ValueError: at a damaged file, or where no call belongs to a subset.
+        ValueError: at a damaged file, or if a call does not belong to a subset.
     """
 
     def __init__(self, stm: Path, glm: Path):
@@ -66,18 +66,18 @@ class Scorer:
         lost = self.references.keys() - set().union(*self.subsets.values())
         if lost or not self.references:
             raise ValueError(
-                f"{stm}: {len(lost)} of {len(self.references)} segments belong to no "
-                f"subset; calls begin with {' or '.join(SUBSETS.values())}."
+                f"{stm}: {len(lost)} of {len(self.references)} segments are not in a "
+                f"subset; calls must begin with {' or '.join(SUBSETS.values())}."
             )
 
     def __call__(self, hypotheses: Texts) -> dict[str, ScoredSet]:
         """Score utterance id -> words; returns subset ("all" too) -> counts.
 
-        A segment without a hypothesis counts as one where nothing was recognised, as
-        NIST counts it; a warning says how many. A subset without segments is left out.
+        A segment without a hypothesis counts as an empty hypothesis, as by NIST, with a
+        warning. A subset without segments is left out.
 
         Raises:
-            ValueError: an utterance is no scored segment.
+            ValueError: an utterance is not a scored segment.
         """
         missing = self.references.keys() - hypotheses
         if missing:

@@ -1,4 +1,4 @@
-"""From scored systems to the rows of the report."""
+"""Computes the rows of the report from scored systems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from espnet_kd.report.scoring import ScoredSet, mean_of_runs
 
 @dataclass(frozen=True)
 class System:
-    """One line of the report: a name, its runs (seeds) and how large its model is."""
+    """A system of the report: its name, runs (seeds) and size of its model."""
 
     name: str
     runs: list[ScoredSet]
@@ -23,10 +23,10 @@ class System:
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of the systems that the others are compared with.
+    """Names of the systems with which the others are compared.
 
-    teacher: sizes are divided by its size. baseline: the student without KD, which
-    error rates are compared with. ceiling: the student trained with what KD replaces.
+    teacher: the reference for sizes. baseline: the student without KD, the reference
+    for error rates. ceiling: the student trained with the labels that KD replaces.
     """
 
     teacher: str | None = None
@@ -39,21 +39,21 @@ NO_ROLES = Roles()
 
 @dataclass(frozen=True)
 class Row:
-    """What the report says of one system. Rates and shares are fractions (1.0 = 100 %).
+    """A row of the report. Rates and shares are fractions (1.0 = 100 %).
 
     Attributes:
         rate: error rate, mean over the runs; run_rates: of each run.
         spread: highest minus lowest run; deviation: sample standard deviation of the
             runs. None for a single run.
         substitutions, deletions, insertions: per reference unit, mean over the runs.
-        low, high: bootstrap interval over utterances of `rate`. It holds the sampling
-            of the test set; how runs differ is told by `spread`.
+        low, high: bootstrap interval over utterances of `rate`. It covers the sampling
+            of the test set; `spread` describes the variation of runs.
         compression: parameters of the teacher over parameters of this system.
         reduction: (baseline - rate) / baseline.
         p_value: two-sided paired bootstrap against the baseline.
         apart: every run is better, or every run is worse, than every baseline run.
-        gap_closed: (baseline - rate) / (baseline - ceiling) of a student; None where
-            the ceiling is not better than the baseline.
+        gap_closed: (baseline - rate) / (baseline - ceiling) of a student; None if the
+            ceiling is not better than the baseline.
     """
 
     name: str
@@ -82,14 +82,14 @@ def summarise(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> list[Row]:
-    """Compute one `Row` per system, in the order given.
+    """Compute one `Row` per system, in the given order.
 
     All systems must be scored on the same utterances; they are bootstrapped on the same
     resamples. The errors of an utterance are averaged over a system's runs.
 
     Raises:
-        ValueError: two systems have one name, a role names no system, or the sets of
-            utterances differ.
+        ValueError: two systems have the same name, a role names an unknown system, or
+            the sets of utterances differ.
     """
     by_name: dict[str, System] = {}
     for system in systems:
@@ -169,13 +169,11 @@ def _check_roles(roles: Roles, by_name: dict[str, System]) -> None:
     for role, name in vars(roles).items():
         if name is not None and name not in by_name:
             raise ValueError(
-                f"{role}: no system is called {name}; there are {', '.join(by_name)}"
+                f"{role}: {name} is not a system; known: {', '.join(by_name)}"
             )
     if roles.ceiling and not roles.baseline:
-        raise ValueError(
-            "ceiling: a baseline is needed to measure the gap between them"
-        )
+        raise ValueError("ceiling: needs a baseline, to measure the gap between them")
     if roles.teacher and by_name[roles.teacher].size is None:
         raise ValueError(
-            f"teacher: the model of {roles.teacher} is needed to compare sizes with it"
+            f"teacher: needs the model of {roles.teacher}, to compare sizes with it"
         )

@@ -1,4 +1,4 @@
-"""How sparse the layers of a model are, and what that saves in bytes and operations."""
+"""Sparsity of a model's layers, and its savings in bytes and operations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from espnet_kd.report.size import distinct, is_buffer, read_tensors, stored_byte
 
 
 def stored_weights(tensors: dict[str, Tensor]) -> Weights:
-    """The zeros among the tensors that `read_tensors` gave; no model is built.
+    """The zeros in tensors from `read_tensors`, without building a model.
 
-    Its layers are all floating point tensors of two or more dimensions.
+    Layers are all floating point tensors of two or more dimensions.
     """
     tensors = distinct(tensors)
     layers = [
@@ -36,10 +36,10 @@ def stored_weights(tensors: dict[str, Tensor]) -> Weights:
 
 
 def model_weights(path: str | Path) -> Weights:
-    """`stored_weights`, and more where a config.yaml lies beside the file (or link).
+    """`stored_weights`, with more details if the file (or link) has a config.yaml.
 
-    Then the layers are those that pruning acts upon, and multiply-adds are counted. A
-    model that cannot be built or run is named in a warning.
+    Then the layers are those subject to pruning, and multiply-adds are counted. A
+    warning names a model that cannot be built or run.
 
     Raises:
         ValueError: the file is not a model's state_dict.
@@ -57,7 +57,7 @@ def model_weights(path: str | Path) -> Weights:
 
 
 def _build(config: Path, path: str | Path) -> nn.Module:
-    with redirect_stdout(sys.stderr):  # ESPnet prints while it is imported
+    with redirect_stdout(sys.stderr):  # ESPnet prints when imported
         return load_model(config, path)
 
 
@@ -66,7 +66,7 @@ def _count(config: Path, model: nn.Module) -> Operations:
 
 
 def compressed_bytes(tensor: Tensor) -> int:
-    """One bit for each value and the values that are not zero, or dense if smaller."""
+    """One bit per value and the non-zero values, or dense if smaller."""
     values = int(tensor.count_nonzero()) * tensor.element_size()
     return min(
         tensor.numel() * tensor.element_size(), (tensor.numel() + 7) // 8 + values
@@ -76,7 +76,7 @@ def compressed_bytes(tensor: Tensor) -> int:
 def weights_of(
     tensors: dict[str, Tensor], names: Iterable[str], counted: Operations | None
 ) -> Weights:
-    """Put together what is stored in tensors, which of them are layers, and counts."""
+    """Combine stored tensors, the choice of layers, and counts."""
     layers = [_layer(name, tensors[name], counted) for name in names]
     values = sum(layer.values for layer in layers)
     size = stored_bytes(tensors)
@@ -138,7 +138,7 @@ def _products(counts: Counts) -> MultiplyAdds:
 
 
 def _try(task: str, function: Callable, *args: Any) -> Any:
-    """What a function returns; None and a warning where ESPnet fails in any way."""
+    """The result of a function; None and a warning if ESPnet fails in any way."""
     try:
         return function(*args)
     except Exception as error:

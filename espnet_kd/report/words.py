@@ -1,4 +1,4 @@
-"""The words of a text that are scored: what a recipe leaves out of its error rate."""
+"""The scored words of a text, without those that a recipe excludes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def scored_words(
     symbols: frozenset[str] = frozenset(),
     program: str | None = None,
 ) -> dict[str, str]:
-    """Clean each text, drop the words that are ``symbols``, pass all through a program.
+    """Clean each text, drop the words in ``symbols``, filter all by a program.
 
     In asr.sh's order: ``--cleaner``, then the symbols of ``--nlsyms_txt``;
     after them Kaldi's ``local/wer_output_filter``.
@@ -20,7 +20,7 @@ def scored_words(
     Args:
         texts: utterance id -> text.
         cleaner: a text cleaner of ESPnet, or None.
-        symbols: words that are no speech, e.g. "<NOISE>".
+        symbols: words that are not speech, e.g. "<NOISE>".
         program: reads Kaldi ``text`` lines and writes them, the id first.
 
     Raises:
@@ -39,13 +39,13 @@ def scored_words(
 
 
 def read_symbols(path: str | Path) -> frozenset[str]:
-    """The symbols of an ``--nlsyms_txt`` file, one a line."""
+    """The symbols of an ``--nlsyms_txt`` file, one per line."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     return frozenset(line.rstrip() for line in lines) - {""}
 
 
 def kaldi_lines(texts: dict[str, str]) -> str:
-    """The lines of a Kaldi ``text`` file; an id alone where there is no word."""
+    """The lines of a Kaldi ``text`` file; only an id for an empty text."""
     return "".join(f"{key} {text}".rstrip() + "\n" for key, text in texts.items())
 
 
@@ -58,7 +58,7 @@ def _through(program: str, texts: dict[str, str]) -> dict[str, str]:
     lines = [line.split() for line in done.stdout.splitlines()]
     if [line[0] if line else "" for line in lines] != list(texts):
         raise ValueError(
-            f"{program}: its lines do not begin with the ids that it was given, in "
-            "their order; it must keep the first word of every line"
+            f"{program}: its lines do not begin with the given ids, in order; it must "
+            "keep the first word of every line"
         )
     return {key: " ".join(words) for key, *words in lines}

@@ -1,1 +1,1 @@
-"""What a teacher said: types, storage on cuts, fingerprint, the KD training set."""
+"""Teacher hypotheses: types, storage on cuts, fingerprints, the KD training set."""

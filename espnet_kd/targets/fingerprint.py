@@ -1,4 +1,4 @@
-"""Fingerprints: which teacher, which options, which code made a shard of targets."""
+"""Fingerprints: the teacher, options and code that made a shard of targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Iterator, Mapping, Sequence
 from espnet_kd.models.versions import installed_version
 
 Fingerprint = dict[str, Any]
-# Fields that tell one job's part of the data; all others are shared by its shards.
+# Fields that describe one job's part of the data; shards share all others.
 PART = ("utterances", "utterance_ids")
 
 
@@ -23,7 +23,7 @@ def hash_file(path: str | Path | None) -> str | None:
     """SHA-256 of a file, None for None.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     if path is None:
         return None
@@ -39,12 +39,12 @@ def hash_file(path: str | Path | None) -> str | None:
 
 
 def hash_lines(lines: Sequence[str]) -> str:
-    """SHA-256 of strings in their order."""
+    """SHA-256 of strings, in order."""
     return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
 
 def code_versions() -> dict[str, str]:
-    """Versions of this package and of ESPnet, which does the searches."""
+    """Versions of this package and of ESPnet, which runs the searches."""
     import espnet_kd
 
     return {
@@ -54,7 +54,7 @@ def code_versions() -> dict[str, str]:
 
 
 def read_fingerprint(shard: str | Path) -> Fingerprint | None:
-    """The fingerprint beside a shard, None where there is none."""
+    """The fingerprint beside a shard, None if not found."""
     path = fingerprint_path(shard)
     if not path.is_file():
         return None
@@ -64,7 +64,7 @@ def read_fingerprint(shard: str | Path) -> Fingerprint | None:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (field, old value, new value); fields of a nested mapping get a dot."""
+    """Yield (field, old value, new value); nested fields are joined by a dot."""
     for key in sorted(set(old) | set(new)):
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -79,7 +79,7 @@ def require_same(
     """Refuse two fingerprints that differ.
 
     Raises:
-        ValueError: naming each field that differs and its two values.
+        ValueError: names each field that differs, and both values.
     """
     # JSON turns tuples into lists; compare what can be stored.
     found = list(differences(old, json.loads(json.dumps(new))))
@@ -91,14 +91,14 @@ def require_same(
 
 
 def common_part(shards: Sequence[str | Path]) -> Fingerprint | None:
-    """The fingerprint that the shards of one decoding share, each checked as complete.
+    """The fingerprint shared by the shards of one decoding, all checked as complete.
 
     Returns:
-        None where no shard has a fingerprint (cuts made by other means).
+        None if no shard has a fingerprint (cuts made by other means).
 
     Raises:
         ValueError: two shards differ in a field, or a shard holds fewer utterances
-            than its job was given (it was interrupted).
+            than given to its job (it was interrupted).
     """
     common, first = None, None
     for shard in shards:
@@ -110,11 +110,11 @@ def common_part(shards: Sequence[str | Path]) -> Fingerprint | None:
         if written != found["utterances"]:
             raise ValueError(
                 f"{shard}: holds {written} of {found['utterances']} utterances; run "
-                "its teacher_decode job again, it goes on where it stopped"
+                "its teacher_decode job again, it resumes where it stopped"
             )
         shared = {key: value for key, value in found.items() if key not in PART}
         if common is None:
             common, first = shared, shard
-        remedy = f"Decode it as {first} was, or make two KD sets."
+        remedy = f"Decode it like {first}, or make two KD sets."
         require_same(common, shared, shard, remedy)
     return common

@@ -20,11 +20,11 @@ class SearchResult(NamedTuple):
     """One entry of a search's n-best list.
 
     Attributes:
-        text: detokenised words, as stock inference writes them.
+        text: detokenised words, as written by stock inference.
         token_ids: without <sos>, <eos> and blank.
         score: total log-probability of the search, LM and other scorers included.
         lm_score: the LM's log-probability, unweighted; None without LM and for
-            transducers, whose searches do not keep it apart.
+            transducers, whose searches do not return it separately.
     """
 
     text: str
@@ -35,15 +35,15 @@ class SearchResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a teacher heard, one entry of an utterance's n-best list.
+    """One entry of an utterance's n-best list, as decoded by a teacher.
 
     Attributes:
         text: words.
         token_ids: ids in the teacher's token list, without blank, <sos> and <eos>.
         score: total log-probability given by the search.
-        lm_score: log-probability given by the language model, where it is known.
+        lm_score: log-probability given by the language model, if known.
         posterior: softmax of the scores over the list.
-        wer: edits / reference words (1.0 = 100 %), where there is a reference.
+        wer: edits / reference words (1.0 = 100 %), None without a reference.
     """
 
     text: str
@@ -60,7 +60,7 @@ def edits(reference: str, text: str) -> int:
 
 
 def wer(reference: str, text: str) -> float:
-    """Word edits over reference words; it can exceed 1.
+    """Word edits / reference words; can exceed 1.
 
     An empty reference gives 0 for an empty text and 1 for any other.
     """
@@ -79,11 +79,11 @@ def posteriors(scores: Sequence[float]) -> list[float]:
 
 
 def expected_wer(hypotheses: Sequence[Hypothesis]) -> list[float]:
-    """The WER that each hypothesis is expected to have, without any reference.
+    """The expected WER of each hypothesis, computed without a reference.
 
-    For hypothesis k: sum over the others j of posterior_j * WER(text_k, text_j), which
-    is its risk if the truth is drawn from the n-best posterior. It stands for the WER
-    in exp(-beta * WER) on unlabelled audio. A list of one gives 0.
+    For hypothesis k: sum over the others j of posterior_j * WER(text_k, text_j), its
+    risk if the truth is drawn from the n-best posterior. It replaces the WER in
+    exp(-beta * WER) on unlabelled audio, and is 0 for a list of one.
     """
     total = sum(each.posterior for each in hypotheses)
     return [
@@ -97,7 +97,7 @@ def expected_wer(hypotheses: Sequence[Hypothesis]) -> list[float]:
 
 
 def reference_of(cut: Cut) -> str | None:
-    """The text of a cut's supervision, None where the cut is unlabelled."""
+    """The text of a cut's supervision, None if the cut is unlabelled."""
     return cut.supervisions[0].text if cut.supervisions else None
 
 
@@ -105,7 +105,7 @@ def hypotheses_of(cut: Cut) -> list[Hypothesis]:
     """The n-best list stored on a cut; may be empty.
 
     Raises:
-        ValueError: the cut was never decoded.
+        ValueError: the cut was not decoded.
     """
     custom = (cut.supervisions[0].custom if cut.supervisions else None) or {}
     if FIELD not in custom:
@@ -117,9 +117,9 @@ def hypotheses_of(cut: Cut) -> list[Hypothesis]:
 
 
 def with_hypotheses(cut: Cut, hypotheses: Sequence[Hypothesis]) -> Cut:
-    """A copy of the cut that carries an n-best list.
+    """A copy of the cut with an n-best list.
 
-    A cut without supervision gets one of its own id, without text.
+    A cut without supervision gets one with its own id, without text.
 
     Raises:
         ValueError: the cut has several supervisions.
@@ -128,8 +128,8 @@ def with_hypotheses(cut: Cut, hypotheses: Sequence[Hypothesis]) -> Cut:
 
     if len(cut.supervisions) > 1:
         raise ValueError(
-            f"cut {cut.id} has {len(cut.supervisions)} supervisions; one utterance per "
-            "cut is wanted: cuts.trim_to_supervisions()"
+            f"cut {cut.id} has {len(cut.supervisions)} supervisions, must have one: "
+            "cuts.trim_to_supervisions()"
         )
     supervision = (
         cut.supervisions[0]
@@ -149,13 +149,13 @@ def read_cuts(path: str | Path) -> CutSet:
     """Open a manifest of cuts (.jsonl or .jsonl.gz) lazily.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not called .jsonl or .jsonl.gz.
+        FileNotFoundError: the file does not exist.
+        ValueError: its name does not end in .jsonl or .jsonl.gz.
     """
     from lhotse import CutSet
 
     if not str(path).endswith((".jsonl", ".jsonl.gz")):
-        raise ValueError(f"{path}: cuts are read from .jsonl or .jsonl.gz files")
+        raise ValueError(f"{path}: must be a .jsonl or .jsonl.gz file")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such manifest of cuts")
     return CutSet.from_jsonl_lazy(path)

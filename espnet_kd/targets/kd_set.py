@@ -26,21 +26,21 @@ if TYPE_CHECKING:  # Lhotse is slow to import
 
 STATS = "stats.json"
 CUTS = "kd_cuts.jsonl.gz"
-BINS = 10  # of the histogram, over weights from 0 to 1; one more holds 1 and above
+BINS = 10  # of the histogram over weights from 0 to 1; another one holds 1 and above
 
 
 @dataclass
 class KDSetSpec:
-    """What a KD set is made of.
+    """The inputs of a KD set.
 
     Attributes:
         labelled: decoded cuts with references.
-        unlabelled: decoded cuts; a text that they may have is never used.
+        unlabelled: decoded cuts; their text, if any, is never used.
         references: labelled cuts that need no decoding, all with weight 1.
         labelled_targets: "reference", "hypotheses" or "both", for `labelled`.
         nbest: hypotheses kept for each utterance.
-        true_texts: what was really said in unlabelled utterances, only to print how
-            wrong the pseudo-labels are.
+        true_texts: reference texts of unlabelled utterances, only used to print the WER
+            of the pseudo-labels.
     """
 
     labelled: Sequence[CutSet] = ()
@@ -54,10 +54,10 @@ class KDSetSpec:
 
 
 class KDSet:
-    """Goes through the cuts of a spec once and counts on the way.
+    """Iterates once over the cuts of a spec, and counts.
 
-    Attributes after `cuts()` has run out:
-        num_samples, texts, weights: by the id of the target.
+    Attributes once `cuts()` is exhausted:
+        num_samples, texts, weights: by id of the target.
         counters: steps of selection, by group.
         pseudo: {"before" | "after": [word errors, words]} against `true_texts`.
     """
@@ -78,8 +78,8 @@ class KDSet:
         """Yield one cut for each target.
 
         Raises:
-            ValueError: an utterance stands twice, has no reference where one is needed,
-                or is a part of a longer recording.
+            ValueError: an utterance occurs twice, lacks a reference that is needed, or
+                is a part of a longer recording.
         """
         sources: Iterable[tuple[Iterable[CutSet], Callable[[Cut], list[Target]]]] = (
             (self.spec.references, self._reference),
@@ -96,8 +96,8 @@ class KDSet:
     def _note(self, cut: Cut) -> None:
         if cut.id in self.texts:
             raise ValueError(
-                f"utterance {cut.id} stands twice; data sets of a KD set must not "
-                "overlap, and each shard is given once"
+                f"utterance {cut.id} occurs twice; data sets of a KD set must not "
+                "overlap, and each shard must be given once"
             )
         self.num_samples[cut.id] = cut.num_samples
         self.texts[cut.id] = cut.supervisions[0].text
@@ -149,7 +149,7 @@ class KDSet:
         self.pseudo[when][1] += len(true_text.split())
 
     def stats(self) -> dict[str, Any]:
-        """Counts of everything, for stats.json."""
+        """All counts, for stats.json."""
         return {
             "targets": len(self.texts),
             "steps": {group: each.as_dict() for group, each in self.counters.items()},
@@ -166,7 +166,7 @@ def require_whole_recording(cut: Cut) -> None:
     """Refuse a part of a recording: ESPnet's wav.scp has one file per utterance.
 
     Raises:
-        ValueError: naming the cut and the remedy.
+        ValueError: names the cut and the remedy.
     """
     if cut.start or cut.num_samples != cut.recording.num_samples:
         raise ValueError(
@@ -179,9 +179,9 @@ def require_whole_recording(cut: Cut) -> None:
 def expand(cut: Cut, targets: Sequence[Target]) -> Iterator[Cut]:
     """One cut for each target; the first keeps the id, others end in -kd2, -kd3, ...
 
-    A suffix keeps the speaker in front, so Kaldi's order of utt2spk holds. The
-    supervision's `kd_weight`, `kd_rank` (0 is the reference) and `kd_utterance` (the
-    id that targets are keyed by) say where a cut comes from.
+    With a suffix ids still begin with the speaker, as Kaldi's order of utt2spk needs.
+    The supervision's `kd_weight`, `kd_rank` (0 is the reference) and `kd_utterance`
+    (the id of the original utterance) record the origin of a cut.
     """
     for number, target in enumerate(targets, 1):
         new_id = cut.id if number == 1 else f"{cut.id}-kd{number}"
@@ -204,7 +204,7 @@ def histogram(weights: Iterable[float]) -> dict[str, int]:
     """Number of weights in [0, 0.1), [0.1, 0.2), ..., and from 1 on."""
     counts = [0] * (BINS + 1)
     for weight in weights:
-        # An error-weighted 0.3 may come as 0.29999...; the bins are for reading.
+        # An error-weighted 0.3 may be 0.29999...; the bins are for display.
         counts[min(BINS, int(weight * BINS + 1e-9))] += 1
     names = [f"{number / BINS:.1f}-" for number in range(BINS)] + ["1.0+"]
     return dict(zip(names, counts))
@@ -213,11 +213,11 @@ def histogram(weights: Iterable[float]) -> dict[str, int]:
 def build(kd_set: KDSet, data_dir: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Write the set as a Kaldi folder; returns the stats.
 
-    Beside what `cuts_to_kaldi` writes: `kd_weight` ("<utterance> <weight>", ESPnet's
+    Besides the files of `cuts_to_kaldi`: `kd_weight` ("<utterance> <weight>", ESPnet's
     text_float), `kd_cuts.jsonl.gz` and `stats.json`.
 
     Raises:
-        ValueError: no target is left, or an input is at fault.
+        ValueError: no target is left, or an input is invalid.
     """
     from lhotse.serialization import SequentialJsonlWriter
 

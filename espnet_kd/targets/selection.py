@@ -1,8 +1,8 @@
-"""Which hypotheses become training targets, and with what weight.
+"""Selects the hypotheses that become training targets, and their weights.
 
     n-best list -> merge equal texts -> drop empty text -> filters -> K best -> weights
 
-Every filter looks at one hypothesis; an utterance goes when none is left.
+Every filter tests one hypothesis; an utterance is dropped when none is left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ WEIGHTS = ("uniform", "posterior", "error_weighted")
 
 
 class Target(NamedTuple):
-    """One training target of an utterance; rank 0 is the reference, else the list's."""
+    """One training target of an utterance; rank 0 is the reference, others count from
+    1 as in the list."""
 
     text: str
     weight: float
@@ -30,11 +31,11 @@ class Target(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A hypothesis that stands for election, with its place in the list (from 1).
+    """A candidate hypothesis and its rank in the n-best list, counted from 1.
 
     Attributes:
-        error: its WER, or where there is no reference its expected WER.
-        words_per_second: of its text in this utterance.
+        error: its WER, or without a reference its expected WER.
+        words_per_second: words of its text per second of audio.
     """
 
     rank: int
@@ -45,15 +46,15 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Filters:
-    """Bounds on a hypothesis, all inclusive; None is no bound.
+    """Inclusive bounds on a hypothesis; None means unbounded.
 
     Attributes:
-        max_wer: of hypotheses with a reference.
-        max_expected_wer: of hypotheses without (`hypotheses.expected_wer`).
+        max_wer: for hypotheses with a reference.
+        max_expected_wer: for hypotheses without (`hypotheses.expected_wer`).
         min_posterior: of the merged hypothesis within the whole n-best list.
-        min_length_ratio, max_length_ratio: words per second over their median, which is
-            taken over the 1-best of every decoded utterance (looping and truncated
-            hypotheses are far from it).
+        min_length_ratio, max_length_ratio: words per second / their median over the
+            1-best of all decoded utterances (looping and truncated hypotheses are far
+            from 1).
     """
 
     max_wer: float | None = None
@@ -65,7 +66,7 @@ class Filters:
     def steps(
         self, labelled: bool, median: float
     ) -> Iterator[tuple[str, Callable[[Candidate], bool]]]:
-        """Yield (name, test) of each filter that is on, in the order of use."""
+        """Yield (name, test) of each active filter, in order of use."""
         name = "max_wer" if labelled else "max_expected_wer"
         most = getattr(self, name)
         if most is not None:
@@ -86,15 +87,16 @@ class Filters:
 
 @dataclass(frozen=True)
 class Weighting:
-    """Weights over the K hypotheses of an utterance that are kept.
+    """Weights of the K selected hypotheses of an utterance.
 
         uniform          1 / K                                          (Mun'im 2018)
         posterior        softmax over K of posterior_scale * score
         error_weighted   the same softmax * exp(-beta * WER)            (Kim 2019)
 
     Attributes:
-        posterior_scale: None is 1 for `posterior` and 0 (1 / K) for `error_weighted`.
-        beta: sharpness of `error_weighted`; 0 leaves the softmax as it is.
+        posterior_scale: None means 1 for `posterior` and 0 (1 / K) for
+            `error_weighted`.
+        beta: sharpness of `error_weighted`; 0 leaves the softmax unchanged.
     """
 
     name: str = "uniform"
@@ -102,7 +104,7 @@ class Weighting:
     beta: float = 1.0
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float]:
-        """One weight for each candidate of one utterance."""
+        """One weight per candidate of an utterance."""
         scale = self.posterior_scale
         if self.name == "uniform":
             scale = 0.0
@@ -117,9 +119,9 @@ class Weighting:
 
 
 def merge_texts(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """Merge hypotheses of equal words; posteriors and probabilities add.
+    """Merge hypotheses with equal words; their posteriors and probabilities add up.
 
-    Different tokens often spell the same words. The first one keeps its place.
+    Different tokens often spell the same words. The first one keeps its rank.
     """
     merged: dict[str, Hypothesis] = {}
     for each in hypotheses:
@@ -137,10 +139,10 @@ def merge_texts(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
 
 
 def candidates_of(cut: Cut, labelled: bool) -> list[Candidate]:
-    """The merged n-best list of a cut; texts of unlabelled cuts are never looked at.
+    """The merged n-best list of a cut; texts of unlabelled cuts are never used.
 
     Raises:
-        ValueError: the cut was not decoded, or is called labelled and has no WER.
+        ValueError: the cut was not decoded, or is given as labelled without a WER.
     """
     hypotheses = merge_texts(hypotheses_of(cut))
     if labelled:
@@ -159,7 +161,7 @@ def candidates_of(cut: Cut, labelled: bool) -> list[Candidate]:
 
 
 def median_words_per_second(cuts: Iterable[Cut]) -> float:
-    """Median over the 1-best of all cuts that have one with words."""
+    """Median over the non-empty 1-best of all cuts."""
     rates = []
     for cut in cuts:
         hypotheses = hypotheses_of(cut)
@@ -170,13 +172,13 @@ def median_words_per_second(cuts: Iterable[Cut]) -> float:
 
 
 class FilterCounts:
-    """How many targets, utterances and hours are left after each step."""
+    """Numbers of targets, utterances and hours left after each step."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[float]] = {}
 
     def add(self, step: str, targets: int, seconds: float) -> None:
-        """Count one utterance of which `targets` are left after `step`."""
+        """Count an utterance with `targets` targets left after `step`."""
         row = self.rows.setdefault(step, [0, 0, 0.0])
         if targets:
             row[0] += targets
@@ -184,7 +186,7 @@ class FilterCounts:
             row[2] += seconds / 3600
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        """{step: {targets, utterances, hours}}, in the order of the steps."""
+        """{step: {targets, utterances, hours}}, in order of the steps."""
         names = ("targets", "utterances", "hours")
         return {step: dict(zip(names, row)) for step, row in self.rows.items()}
 
@@ -219,7 +221,8 @@ def select(
 
 
 def merge_reference(reference: str, targets: Sequence[Target]) -> list[Target]:
-    """The reference with weight 1, then the hypotheses; one of its words joins it."""
+    """The reference with weight 1, then the hypotheses; one with the same words is
+    merged into it."""
     same = sum(target.weight for target in targets if target.text == reference)
     others = [target for target in targets if target.text != reference]
     return [Target(reference, 1.0 + same, 0), *others]

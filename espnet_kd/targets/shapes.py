@@ -1,4 +1,4 @@
-"""Shape files for ESPnet training, as its collect_stats writes them for raw audio."""
+"""Shape files for ESPnet training, as written by its collect_stats for raw audio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from espnet_kd.data.kaldi import write_table
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How ESPnet turns words into token ids: options of asr.sh under their names."""
+    """How ESPnet turns words into token ids; fields are named as options of asr.sh."""
 
     token_type: str
     token_list: str
@@ -30,7 +30,7 @@ def write_shapes(
     """Write `speech_shape` and `text_shape.<token_type>`; no audio is opened.
 
     speech_shape: "<utterance> <samples>"; text_shape: "<utterance> <tokens>,<V>" with
-    V the size of the token list, which ESPnet's `numel` batches need.
+    V the size of the token list, needed by ESPnet's `numel` batches.
 
     Raises:
         FileNotFoundError: the token list or the BPE model is missing.
@@ -67,6 +67,6 @@ def write_shapes(
 
 
 def shape_files(shape_dir: str | Path, tokenization: Tokenization) -> tuple[Path, Path]:
-    """Where `write_shapes` writes: speech shapes, text shapes."""
+    """The paths that `write_shapes` writes: speech shapes, text shapes."""
     folder = Path(shape_dir)
     return folder / "speech_shape", folder / f"text_shape.{tokenization.token_type}"

@@ -32,10 +32,10 @@ Decoder = Callable[[Sequence[np.ndarray]], Sequence[Sequence[SearchResult]]]
 
 
 def select_cuts(cuts: CutSet, key_file: str | Path | None) -> list[Cut]:
-    """The cuts of one job: those whose ids stand in the first column of `key_file`.
+    """The cuts of one job: those whose ids are in the first column of `key_file`.
 
     Raises:
-        ValueError: an id is not among the cuts, or stands twice there; or no cut is
+        ValueError: an id is not among the cuts, or occurs twice there; or no cut is
             left.
     """
     keys = None
@@ -53,42 +53,42 @@ def select_cuts(cuts: CutSet, key_file: str | Path | None) -> list[Cut]:
     if len(ids) < len(selected):
         seen: set[str] = set()
         twice = next(c.id for c in selected if c.id in seen or seen.add(c.id))
-        raise ValueError(f"cut {twice} stands twice; ids of cuts must be unique")
+        raise ValueError(f"cut {twice} occurs twice; ids of cuts must be unique")
     if not selected:
-        raise ValueError(f"{key_file or 'cuts'}: no utterance to decode")
+        raise ValueError(f"{key_file or 'cuts'}: no utterances to decode")
     return selected
 
 
 def check_cuts(cuts: Sequence[Cut], sampling_rate: int) -> None:
-    """Refuse cuts that a teacher cannot take, before it is loaded.
+    """Refuse cuts that a teacher cannot decode, before it is loaded.
 
     Raises:
-        ValueError: naming the first cut that is mixed, has several channels or
-            supervisions, or another sampling rate than the teacher's.
+        ValueError: names the first cut that is mixed, has several channels or
+            supervisions, or a sampling rate other than the teacher's.
     """
     from lhotse.cut import MonoCut
 
     for cut in cuts:
         if not isinstance(cut, MonoCut):
             raise ValueError(
-                f"cut {cut.id} is a {type(cut).__name__}; a teacher takes one channel "
-                "of one recording. Write it out first: cuts.save_audios(folder)"
+                f"cut {cut.id} is a {type(cut).__name__}; must be one channel of one "
+                "recording. Write it out first: cuts.save_audios(folder)"
             )
         if len(cut.supervisions) > 1:
             raise ValueError(
-                f"cut {cut.id} has {len(cut.supervisions)} supervisions; one utterance "
-                "per cut is wanted: cuts.trim_to_supervisions()"
+                f"cut {cut.id} has {len(cut.supervisions)} supervisions, must have "
+                "one: cuts.trim_to_supervisions()"
             )
         if cut.sampling_rate != sampling_rate:
             raise ValueError(
                 f"cut {cut.id}: sampling rate {cut.sampling_rate} Hz, the teacher's is "
                 f"{sampling_rate} Hz (frontend_conf.fs). Resample the data "
-                "(asr.sh --fs, or cuts.resample) or take another teacher"
+                "(asr.sh --fs, or cuts.resample) or use another teacher"
             )
 
 
 def cut_torn_line(path: str | Path) -> bool:
-    """Cut off a last line without its end, which a kill leaves; tells if it did."""
+    """Remove an incomplete last line, as left by a kill; returns whether it did."""
     content = Path(path).read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole == len(content):
@@ -99,14 +99,14 @@ def cut_torn_line(path: str | Path) -> bool:
 
 
 def decoded_ids(shard: str | Path) -> set[str]:
-    """Ids of the utterances that stand in a shard, which may not exist yet."""
+    """Ids of the utterances in a shard, which may not exist yet."""
     return {cut.id for cut in read_cuts(shard)} if Path(shard).is_file() else set()
 
 
 def to_hypotheses(
     results: Sequence[SearchResult], reference: str | None
 ) -> list[Hypothesis]:
-    """Add posteriors over the list and, where there is a reference, the WER."""
+    """Add posteriors over the list and, given a reference, the WER."""
     return [
         Hypothesis(
             text=result.text,
@@ -123,12 +123,12 @@ def to_hypotheses(
 def decode_cuts(
     cuts: Sequence[Cut], decode: Decoder, shard: str | Path, batch_size: int = 1
 ) -> tuple[float, float]:
-    """Decode the cuts that the shard does not hold yet and append them to it.
+    """Decode the cuts that are not in the shard yet and append them to it.
 
     A line is on disk as soon as its batch is done, in the order of `cuts`.
 
     Returns:
-        Seconds that were spent, and seconds for one second of audio (RTF).
+        Seconds spent, and seconds per second of audio (RTF).
 
     Raises:
         ValueError: audio that cannot be read.
@@ -143,7 +143,7 @@ def decode_cuts(
         total=len(cuts),
         unit="utt",
         desc=Path(shard).name,
-        mininterval=0.1 if sys.stderr.isatty() else 30.0,  # a log is no terminal
+        mininterval=0.1 if sys.stderr.isatty() else 30.0,  # a log is not a terminal
     )
     with SequentialJsonlWriter(str(shard), overwrite=False) as writer, bar:
         for first in range(0, len(waiting), batch_size):
@@ -162,17 +162,17 @@ def _load(cut: Cut) -> np.ndarray:
         return cut.load_audio()[0]
     except Exception as error:
         source = cut.recording.sources[0].source
-        reason = " ".join(str(error).splitlines()[:2])  # Lhotse tells pages
+        reason = " ".join(str(error).splitlines()[:2])  # Lhotse's messages are long
         raise ValueError(
-            f"cut {cut.id}: audio {source} cannot be read ({reason}). Relative "
-            "paths hold from the recipe folder; run there, or check the data with "
+            f"cut {cut.id}: audio {source} cannot be read ({reason}). Paths are "
+            "relative to the recipe folder; run there, or check the data with "
             "python -m espnet_kd.bin.kaldi_to_cuts"
         ) from error
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a shard holds. Rates are None where no utterance has a reference."""
+    """Summary of a shard. Rates are None if no utterance has a reference."""
 
     utterances: int
     hours: float
@@ -195,7 +195,7 @@ class Summary:
 
 
 def summarise(shard: str | Path) -> Summary:
-    """Count a shard: 1-best WER, oracle WER of the n-best, mean 1-best posterior."""
+    """1-best WER, oracle WER of the n-best and mean 1-best posterior of a shard."""
     utterances = empty = words = errors = oracle = 0
     seconds = posterior = 0.0
     for cut in read_cuts(shard):

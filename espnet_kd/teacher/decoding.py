@@ -27,9 +27,9 @@ SEARCH = {
         "espnet2.asr_transducer.beam_search_transducer",
     ),
 }
-# Keys that decode YAMLs hold for the job rather than for the search.
+# Keys of decode YAMLs that concern the job, not the search.
 JOB_KEYS = ("ngpu", "seed", "num_workers", "log_level")
-# Keys that the teacher stage sets itself from its own options.
+# Keys that the teacher stage sets from its own options.
 OWN_KEYS = (
     "asr_train_config",
     "asr_model_file",
@@ -38,18 +38,18 @@ OWN_KEYS = (
     "ngram_file",
     "device",
 )
-# Shorter utterances are decoded alone: in a batch, what is too short for an encoder's
-# subsampling (at most 15 frames) would not be noticed.
+# Shorter utterances are decoded alone: in a batch, one too short for an encoder's
+# subsampling (at most 15 frames) would go unnoticed.
 SECONDS_IN_BATCH = 0.5
 # Keys whose searches return something other than the n-best list of one speaker.
 NOT_NBEST_KEYS = ("enh_s2t_task", "multi_asr", "streaming")
 
 
 def sampling_rate(config: Mapping[str, Any], path: str | Path = "config.yaml") -> int:
-    """The rate in Hz of the audio that a teacher takes, by its configuration.
+    """The sampling rate in Hz of a teacher's input, from its configuration.
 
     Raises:
-        ValueError: the teacher takes features, not audio.
+        ValueError: the teacher's input is features, not audio.
     """
     if not reads_audio(config):
         raise ValueError(
@@ -65,10 +65,10 @@ def read_options(
     inference_config: str | Path | None = None,
     nbest: int | None = None,
 ) -> dict[str, Any]:
-    """The search options of an ESPnet decode YAML, n-best size settled.
+    """The search options of an ESPnet decode YAML, with the n-best size resolved.
 
-    The transducer search of task `asr` has an n-best size of its own, which is 1 unless
-    `transducer_conf` sets it; it always gets the size that is asked for.
+    The transducer search of task `asr` has its own n-best size, 1 unless set by
+    `transducer_conf`; here it always gets the requested size.
 
     Args:
         config: of the teacher.
@@ -76,21 +76,23 @@ def read_options(
         nbest: overrides the YAML's; None: the YAML's, else 1.
 
     Raises:
-        FileNotFoundError: no such YAML.
-        ValueError: the YAML is no mapping, or its `batch_size` asks for batches that
-            the searches of this task or this version of ESPnet cannot decode.
+        FileNotFoundError: the YAML file does not exist.
+        ValueError: the YAML is not a mapping, or its `batch_size` asks for batches that
+            the searches of this task or version of ESPnet cannot decode.
     """
     options: dict[str, Any] = {}
     if inference_config is not None:
         if not Path(inference_config).is_file():
             raise FileNotFoundError(
                 f"{inference_config}: no such file; give a decode configuration of "
-                "ESPnet, say conf/decode_asr.yaml"
+                "ESPnet, for example conf/decode_asr.yaml"
             )
         text = Path(inference_config).read_text(encoding="utf-8")
         options = yaml.safe_load(text) or {}
         if not isinstance(options, dict):
-            raise ValueError(f"{inference_config}: not a list of `key: value`")
+            raise ValueError(
+                f"{inference_config}: must be a mapping of options to values"
+            )
     batch_size = options.pop("batch_size", None) or 1
     if batch_size > 1:
         _check_batches(f"{inference_config}: batch_size={batch_size}", config, task)
@@ -124,19 +126,19 @@ def _check_batches(where: str, config: Mapping[str, Any], task: TaskName) -> Non
 
 
 class TeacherDecoder:
-    """A trained ESPnet model with its stock search: samples in, n-best list out.
+    """A trained ESPnet model with its stock search: from samples to an n-best list.
 
     Args:
         config: config.yaml of the teacher.
         model_file: its checkpoint.
-        options: search options, as `read_options` gives them.
+        options: search options, as returned by `read_options`.
         lm_train_config, lm_file, ngram_file: language models of the search.
         device: "cpu" or "cuda".
 
     Raises:
-        ValueError: an option that the stock search does not know, a teacher whose
-            tokens cannot be turned into words, or weights that do not fit.
-        FileNotFoundError: a file that the configuration names is missing.
+        ValueError: an option unknown to the stock search, a teacher whose tokens cannot
+            be turned into words, or weights that do not fit.
+        FileNotFoundError: a file named in the configuration is missing.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class TeacherDecoder:
             self.speech2text = build_speech2text(
                 config, model_file, device=device, **models, **options
             )
-        except NotImplementedError as error:  # a search that takes no batches
+        except NotImplementedError as error:  # a search without batching
             raise ValueError(f"inference_config: {error}") from error
         if self.batch_size > 1:
             _prepare_for_batches(
@@ -191,7 +193,7 @@ class TeacherDecoder:
         """Decode one utterance of float32 samples (N,), full scale 1.0.
 
         Returns:
-            The n-best list in the search's order, without duplicates; empty where the
+            The n-best list in the search's order, without duplicates; empty if the
             utterance is too short or the search found nothing.
         """
         if len(samples) < self.min_samples:
@@ -207,10 +209,10 @@ class TeacherDecoder:
         return _to_results(found)
 
     def decode(self, utterances: Sequence[np.ndarray]) -> list[list[SearchResult]]:
-        """Decode utterances, in one batch where `batch_size` was asked for.
+        """Decode utterances, in one batch if `batch_size` is set.
 
         Returns:
-            As calls for each of them would, up to rounding.
+            The same as one call per utterance, up to rounding.
         """
         shortest = SECONDS_IN_BATCH * self.sampling_rate
         together = [n for n, each in enumerate(utterances) if len(each) >= shortest]
@@ -229,25 +231,25 @@ class TeacherDecoder:
     def _prepared(self, samples: np.ndarray) -> np.ndarray:
         if self.preprocess is None:
             return samples
-        # Volume normalisation, where it was trained so.
+        # Volume normalisation, if used in training.
         return self.preprocess("utterance", {"speech": samples})["speech"]
 
 
 def _prepare_for_batches(model: Any, where: str, config: str | Path) -> None:
-    """Give a model true lengths, or refuse one whose batches padding changes."""
+    """Give a model true lengths, or refuse one whose output depends on padding."""
     from espnet_kd.models.lengths import uncorrected, use_true_lengths
 
     wrong = uncorrected(model.encoder)
     if wrong is not None:
         raise ValueError(
-            f"{where}: {wrong} ({config}): padding changes what it makes of a batch of "
-            "utterances; set it to 1"
+            f"{where}: {wrong} ({config}): its output for a batch depends on padding; "
+            "set it to 1"
         )
     use_true_lengths(model)
 
 
 def _too_short_errors() -> tuple[type[Exception], ...]:
-    """What the encoders of both tasks raise for an utterance of too few frames."""
+    """Exceptions of the encoders of both tasks for an utterance that is too short."""
     from espnet2.asr_transducer.utils import TooShortUttError
 
     subsampling = legacy("nets.pytorch_backend.transformer.subsampling")
@@ -264,7 +266,7 @@ def _to_results(found: Sequence[tuple]) -> list[SearchResult]:
 
 
 def check_options(options: Mapping[str, Any], task: TaskName) -> None:
-    """Refuse search options that stock inference of `task` does not know.
+    """Refuse search options unknown to stock inference of `task`.
 
     Raises:
         ValueError: with the unknown keys and the list of known ones.
@@ -283,8 +285,8 @@ def _check_keys(where: str, options: Mapping[str, Any], target: type) -> None:
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(
-            f"{where}: {', '.join(unknown)}: no option of an n-best search with this "
-            f"teacher; known are {', '.join(sorted(known))}"
+            f"{where}: {', '.join(unknown)}: not an option of an n-best search with "
+            f"this teacher; known: {', '.join(sorted(known))}"
         )
 
 
@@ -303,10 +305,10 @@ def _check_beam(options: Mapping[str, Any], task: TaskName, size: int) -> None:
 
 
 def merge_duplicates(results: list[SearchResult]) -> list[SearchResult]:
-    """Merge entries of equal token ids; their probabilities add.
+    """Merge entries with equal token ids; their probabilities add up.
 
-    Transducer searches return the same tokens several times, each with the score of
-    other alignments. The place of the first one is kept.
+    Transducer searches return the same tokens several times, with scores of different
+    alignments. The rank of the first one is kept.
     """
     merged: dict[tuple[int, ...], SearchResult] = {}
     for result in results:
@@ -325,7 +327,7 @@ def _lm_score(hypothesis: Any) -> float | None:
 
 
 def _padding(config: Mapping[str, Any]) -> int:
-    """Samples that the centred STFT reflects at each end; fewer cannot be reflected."""
+    """Samples that the centred STFT reflects at each end, the minimum length."""
     frontend = config.get("frontend_conf") or {}
     if (config.get("frontend") or "default") != "default":
         return 0

@@ -19,9 +19,9 @@ class TeacherEnsemble:
     The posterior of an ensemble is the weighted mean of its members' posteriors.
 
     Args:
-        models: trained ESPnet models, in evaluation mode, with equal token lists, by
-            the names used in messages.
-        weights: one for each model; normalised to sum to one.
+        models: trained ESPnet models in evaluation mode with equal token lists, by the
+            names used in messages.
+        weights: one per model; normalised to sum to one.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TeacherEnsemble:
     def mean(self, logits: Sequence[Tensor], temperature: float) -> Tensor:
         """Logits z of the ensemble: softmax(z / temperature) is the mean posterior.
 
-        Teachers whose encoders differ by a frame are cut to the shortest.
+        If the teachers' encoders differ by a frame, all are cut to the shortest.
         """
         frames = min(each.size(1) for each in logits)
         return ensemble_logits(

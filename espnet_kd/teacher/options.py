@@ -1,4 +1,4 @@
-"""Options that name the teachers of a training, and the ensemble that they name."""
+"""Options that name the teachers of a training, and the loading of the ensemble."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTIONS = ("teacher_config", "teacher_model_file", "teacher_weight")
 
 
 def add_teacher_options(group: argparse._ArgumentGroup) -> None:
-    """Add `OPTIONS`; each takes a list, one entry for each teacher."""
+    """Add `OPTIONS`; each takes a list, one entry per teacher."""
     group.add_argument(
         "--teacher_config",
         nargs="*",
@@ -36,14 +36,14 @@ def add_teacher_options(group: argparse._ArgumentGroup) -> None:
 
 
 def check_teacher_options(args: argparse.Namespace) -> None:
-    """Make lists of all options, and refuse those that differ in length.
+    """Turn all options into lists, and refuse lists of different lengths.
 
     Raises:
         ValueError: names the option and the remedy.
     """
     for name in OPTIONS:
         value = getattr(args, name)
-        if not isinstance(value, list):  # a YAML file may hold one name, or null
+        if not isinstance(value, list):  # a YAML file may have one name, or null
             setattr(args, name, [] if value is None else [value])
     configs, files = args.teacher_config, args.teacher_model_file
     if len(configs) != len(files):
@@ -68,7 +68,7 @@ def _is_positive(weight: object) -> bool:
 
 
 def load_teachers(args: argparse.Namespace) -> TeacherEnsemble:
-    """The teachers that the options of a training name.
+    """The teachers named by the options of a training.
 
     Raises:
         ValueError: a teacher does not fit the student; names the option.
@@ -81,7 +81,7 @@ def load_teachers(args: argparse.Namespace) -> TeacherEnsemble:
         for name, each in (("the student", vars(args)), (config, teacher_args)):
             if not reads_audio(each):
                 raise ValueError(
-                    f"input_size: {name} reads features, but student and teachers "
+                    f"input_size: {name} reads features, but student and teachers must "
                     "share a waveform; train from raw audio (feats_type raw), or use "
                     "sequence-level KD (teacher_decode and kd_set)"
                 )
@@ -89,7 +89,7 @@ def load_teachers(args: argparse.Namespace) -> TeacherEnsemble:
         if teacher_rate != rate:
             raise ValueError(
                 f"frontend_conf.fs: {config} was trained on {teacher_rate} Hz audio, "
-                f"the student takes {rate} Hz; both read the same waveform"
+                f"the student takes {rate} Hz; both must read the same waveform"
             )
         name = config if config not in teachers else f"{config} ({file})"
         teachers[name] = load_model(config, file)

@@ -49,7 +49,7 @@ def test_measured(exp, recipe, tmp_path, capsys):
     measured = record["measured"]
     assert measured["utterances"] == 8 and measured["repeats"] == 2
     assert measured["audio_seconds"] == pytest.approx(5.35, abs=0.01)
-    # The teacher stage decodes with the same search: what it gets, the table says.
+    # The teacher stage decodes with the same search, so its WER is that of the table.
     shard = tmp_path / "hyps.jsonl"
     names = f"--teacher_config {plain}/config.yaml --teacher_model_file {plain}/{MODEL}"
     decode = f"{names} --data_dir {recipe.data} --inference_config decode.yaml"
@@ -78,7 +78,7 @@ def test_without_measuring(exp, tmp_path, capsys):
 
 def test_faults_are_one_line(exp, recipe, tmp_path):
     command = f"--exp {exp} --model_file {MODEL} --output_dir {tmp_path}/plain"
-    with pytest.raises(SystemExit, match="^export: 2:4: two of each four neighbours"):
+    with pytest.raises(SystemExit, match="^export: 2:4: .*two of each four neighbours"):
         main(f"{command} --formats 2:4".split())
     assert not list(tmp_path.iterdir())
     data = tmp_path / "data"

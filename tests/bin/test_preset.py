@@ -150,7 +150,7 @@ def test_a_preset_without_losses(tmp_path: Path, capsys):
         ("kd_conf: {lamda: 1}\n", "kd.yaml: kd_conf.lamda: no such field; known"),
         (
             "kd_conf: {losses: [{nodes: paths}]}\n",
-            r"kd.yaml: kd_conf.losses\[0\]: nodes: 'paths' is none of",
+            r"kd.yaml: kd_conf.losses\[0\]: nodes: 'paths' is not one of",
         ),
         ("kd_conf: {\n", "preset: while parsing"),
     ],

@@ -274,14 +274,14 @@ REFUSED = {
     "deeper": (
         asr(asr_encoder("conformer", num_blocks=3)),
         CONFORMER,
-        r"encoder\.encoders: the student has 3 layers, teacher 0 has 2; give",
+        r"encoder\.encoders: the student has 3 layers, teacher 0 has 2; the student must",
     ),
     "wider": (
         asr(asr_encoder("conformer", 12)),
         CONFORMER,
         r"shape of encoder\.embed\.conv\.0\.weight in the student is "
         r"\(12, 1, 3, 3\), of encoder\.embed\.conv\.0\.weight in teacher 0 "
-        r"\(8, 1, 3, 3\); layers are copied whole, so configure the student as",
+        r"\(8, 1, 3, 3\); layers are copied completely, so configure the student as",
     ),
     "narrower": (
         asr(asr_encoder("conformer")),
@@ -341,7 +341,7 @@ REFUSED = {
     "encoder": (
         asr(asr_encoder("transformer")),
         CONFORMER,
-        "encoder is a TransformerEncoder, that of teacher 0 a ConformerEncoder; use",
+        "encoder is a TransformerEncoder, teacher 0's a ConformerEncoder; use",
     ),
     "blocks": (
         transducer("conformer"),
@@ -382,7 +382,7 @@ REFUSED = {
     "tokens": (
         CONFORMER | dict(token_list=[*TOKENS[:-1], "e", TOKENS[-1]]),
         CONFORMER,
-        r"token list \(9 tokens\) is not that of teacher 0 \(8 tokens\); use",
+        r"token list \(9 tokens\) is not teacher 0's \(8 tokens\); use",
     ),
     "a module more": (
         asr(asr_encoder("conformer", macaron_style=True)),
@@ -392,7 +392,7 @@ REFUSED = {
     "a module less": (
         asr(asr_encoder("conformer", macaron_style=False)),
         asr(asr_encoder("conformer", macaron_style=True)),
-        r"feed_forward_macaron.* of teacher 0 has no place in the student; configure",
+        r"feed_forward_macaron.* of teacher 0 is not in the student; configure",
     ),
     "merging": (
         asr(asr_encoder("branchformer", merge_method="fixed_ave")),
@@ -411,14 +411,14 @@ def test_refused(build, case):
 @pytest.mark.parametrize(
     ("config", "layers", "message"),
     [
-        (HYBRID, [0, 2], r"layers\.encoder: teacher 0 has no layer 2, .* 0 to 1"),
+        (HYBRID, [0, 2], r"layers\.encoder: teacher 0 has no layer 2; .* 0 to 1"),
         (HYBRID, [1], r"layers\.encoder: \[1\] are 1 layers, but the student has 2;"),
         (HYBRID, dict(decoder=[0, 7]), r"layers\.decoder: teacher 0 has no layer 7"),
         (CONFORMER, dict(decoder=[0]), r"layers\.decoder: \[0\] is listed, but"),
         (
             asr(rnn_encoder("vgg_rnn", num_layers=2, use_projection=False)),
             [1, 0],
-            r"weight_ih_l0 in the student .*_l1 in teacher 0 .* first layer in its",
+            r"weight_ih_l0 in the student .*_l1 in teacher 0 .* first layer first",
         ),
     ],
 )
@@ -439,7 +439,7 @@ def test_a_part_that_the_teacher_has_not_keeps_its_start(build, caplog):
             assert torch.equal(value, teacher.state_dict()[names[name]])
     message = caplog.messages[-1]
     assert "from teacher 0: frontend, encoder, ctc; encoder layers 0 of 2" in message
-    assert "left at their own start: decoder" in message
+    assert "not changed: decoder" in message
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_a_part_that_the_teacher_has_not_keeps_its_start(build, caplog):
         (dict(layers=[]), "layers: .* is neither"),
         (dict(layers=[0, -1]), r"layers\[1\]: -1 must be at least 0"),
         (dict(layers=[0.5]), r"layers\[0\]: 0.5 is not a whole number"),
-        (dict(layers=dict(ctc=[0])), "layers: 'ctc' is none of"),
+        (dict(layers=dict(ctc=[0])), "layers: 'ctc' is not one of"),
         (dict(layers=dict(decoder="odd")), r"layers\.decoder: 'odd' is neither"),
         (dict(teacher_index=-1), "teacher_index: -1 must be at least 0"),
     ],

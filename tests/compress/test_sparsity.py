@@ -173,7 +173,7 @@ def test_biases_and_numbers_are_one_row():
     bias = torch.tensor([4.0, -1.0, 2.0])
     assert pruned(bias, "unstructured", 2).tolist() == [False, True, True]
     assert pruned(bias, "1x2", 1).tolist() == [False, False, True]
-    scale = torch.tensor(1.0)  # say the scale of ESPnet's scaled positions
+    scale = torch.tensor(1.0)  # for example of ESPnet's scaled positions
     assert pruned(scale, "unstructured", 1).tolist() is True
 
 
@@ -182,7 +182,7 @@ def test_biases_and_numbers_are_one_row():
     ["none", "", "4:8", "1:4", "16", "0x4", "4x0", "-1x4", "1x", "x1", "1X16"],
 )
 def test_a_pattern_that_is_none(pattern: str):
-    message = "pattern: .* is none of unstructured, 2:4 .* block of outputs x inputs"
+    message = "pattern: .* is not one of unstructured, 2:4 .* block of outputs x inputs"
     with pytest.raises(ValueError, match=message):
         parse_pattern(pattern)
 

@@ -99,7 +99,7 @@ def test_marks_are_true(all_used: set[str]):
 
 
 def test_marks_of_names_are_true(all_used: set[str]):
-    """A name counts as used where it is the default, too."""
+    """A choice also counts as used if it is the default."""
     whole = set(experimental())
     expected = {
         f"{path}={name}"

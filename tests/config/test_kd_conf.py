@@ -1,4 +1,4 @@
-"""`kd_conf`: what is accepted, and that every mistake is named."""
+"""`kd_conf`: accepted values, and that every mistake is named."""
 
 import pytest
 
@@ -89,7 +89,7 @@ BAD = {
     "kd_conf: hard_weight: -1 must be at least 0": dict(hard_weight=-1),
     "kd_conf: hard_weight: nan is not finite": dict(hard_weight=float("nan")),
     "kd_conf: hard_weight: True is not a number": dict(hard_weight=True),
-    "kd_conf: rate: 'mean' is none of .'stride', 'pool'": dict(rate="mean"),
+    "kd_conf: rate: 'mean' is not one of .'stride', 'pool'": dict(rate="mean"),
     "kd_conf: true_lengths: 'yes' is not true or false": dict(true_lengths="yes"),
     "kd_conf.losses: must be a list": dict(losses=dict(nodes="path")),
     r"kd_conf.losses\[0\]: 'path' is not a mapping": dict(losses=["path"]),
@@ -103,7 +103,7 @@ BAD = {
     r"kd_conf.hidden\[0\]: teacher: 3 is not the name": dict(
         hidden=[dict(student="a", teacher=3)]
     ),
-    r"kd_conf.hidden\[0\]: loss: 'l1' is none of .*'cosine'": dict(
+    r"kd_conf.hidden\[0\]: loss: 'l1' is not one of .*'cosine'": dict(
         hidden=[dict(student="a", teacher="b", loss="l1")]
     ),
     r"kd_conf.hidden\[0\]: teacher_index: -1 must": dict(
@@ -115,12 +115,12 @@ BAD = {
 }
 BAD_LOSSES = {
     r"temprature: no such field; known: .*temperature": dict(temprature=2.0),
-    r"nodes: 'node' is none of .*'frames'": dict(nodes="node"),
-    r"nodes: 'node' is none of .*'tokens'": dict(nodes=["path", "node"]),
+    r"nodes: 'node' is not one of .*'frames'": dict(nodes="node"),
+    r"nodes: 'node' is not one of .*'tokens'": dict(nodes=["path", "node"]),
     r"nodes: .* names one kind twice": dict(nodes=["path", "path"]),
     r"nodes: .* is neither a name nor a list": dict(nodes=[]),
     r"nodes: 3 is neither a name nor a list": dict(nodes=3),
-    r"classes: 'top-k' is none of .*'topk'": dict(classes="top-k"),
+    r"classes: 'top-k' is not one of .*'topk'": dict(classes="top-k"),
     r"classes: collapsed needs nodes: lattice, band or path, not": dict(
         nodes=["path", "frames"], classes="collapsed"
     ),
@@ -131,10 +131,10 @@ BAD_LOSSES = {
     r"weight: '1' is not a number": dict(weight="1"),
     r"weight: inf is not finite": dict(weight=float("inf")),
     r"temperature: 0 must be above 0": dict(temperature=0),
-    r"reduction: 'none' is none of .*'node'": dict(reduction="none"),
+    r"reduction: 'none' is not one of .*'node'": dict(reduction="none"),
     r"k: 0 must be at least 1": dict(k=0),
     r"k: 2.5 is not a whole number": dict(k=2.5),
-    r"tail: 'rest' is none of .*'bucket'": dict(tail="rest"),
+    r"tail: 'rest' is not one of .*'bucket'": dict(tail="rest"),
     r"shift: -1 must be at least 0": dict(shift=-1),
     r"shift: nodes: frames has no such field, only lattice, band and path; leave": dict(
         nodes="frames", shift=1
@@ -151,10 +151,10 @@ BAD_LOSSES = {
     r"weighting: nodes: path has no such field, only lattice and band": dict(
         weighting="occupancy"
     ),
-    r"weighting: 'path' is none of .*'occupancy'": dict(
+    r"weighting: 'path' is not one of .*'occupancy'": dict(
         nodes="lattice", weighting="path"
     ),
-    r"paths: 'all' is none of .*'nbest'": dict(paths="all"),
+    r"paths: 'all' is not one of .*'nbest'": dict(paths="all"),
     r"paths: nodes: band has no such field, only path": dict(
         nodes="band", paths="sample"
     ),
@@ -164,15 +164,15 @@ BAD_LOSSES = {
     r"divergence: nodes: sequence has no such field, only frames, ": dict(
         nodes="sequence", divergence="jsd"
     ),
-    r"divergence: 'js' is none of .*'reverse_kl', 'jsd'": dict(divergence="js"),
+    r"divergence: 'js' is not one of .*'reverse_kl', 'jsd'": dict(divergence="js"),
     r"divergence: reverse_kl is infinite with tail: renormalize.*; use tail: bucket": (
         dict(divergence="reverse_kl", classes="topk", tail="renormalize")
     ),
     r"k: nodes: sequence has no such field, only frames, .* leave k out.*'distance'": (
         dict(nodes=["path", "sequence"], k=4)
     ),
-    r"distance: 'js' is none of .*'l2'": dict(nodes="sequence", distance="js"),
-    r"temperature: distance: l1 has none; leave it out": dict(
+    r"distance: 'js' is not one of .*'l2'": dict(nodes="sequence", distance="js"),
+    r"temperature: not used by distance: l1; leave it out": dict(
         nodes="sequence", distance="l1", temperature=2
     ),
 }

@@ -49,7 +49,7 @@ BAD = {
         schedule="linear", start=1, end=0
     ),
     "weight: a schedule needs schedule": dict(start=1, end=0, steps=3),
-    "weight.schedule: 'exp' is none of .*'cosine'": dict(LINEAR, schedule="exp"),
+    "weight.schedule: 'exp' is not one of .*'cosine'": dict(LINEAR, schedule="exp"),
     "weight.schedule: constant takes `start` and nothing else": dict(
         LINEAR, schedule="constant"
     ),

@@ -185,7 +185,7 @@ def write_switchboard(audio: Path, transcripts: Path) -> None:
             path = root / number[:2] / number / f"{name}-trans.text"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(written)
-            # Beside it lie the times of words, which are not read.
+            # The times of words beside it are not read.
             path.with_name(f"{name}-word.text").write_text(f"{name}-0001 0 0.1 x\n")
     (root / "sw-ms98-dict.text").write_text(DICTIONARY)
 

@@ -126,6 +126,6 @@ def test_once(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert runs == ["first", "other options"]
     with pytest.raises(ValueError, match="torn"):
         once(data, {"parts": ["c"]}, fail)
-    for part in ("b", "c"):  # neither is there now
+    for part in ("b", "c"):  # neither exists now
         once(data, {"parts": [part]}, partial(runs.append, part))
     assert runs == ["first", "other options", "b", "c"]

@@ -46,13 +46,13 @@ def data(tree, tmp_path_factory) -> Path:
 
 class TestSet:
     def test_texts(self, data):
-        """A segment that is not scored is no utterance."""
+        """A segment that is not scored is not an utterance."""
         assert dict(read_table(data / "eval2000" / "text")) == {
             key: turn.text for key, turn in TURNS.items() if turn.text is not None
         }
 
     def test_segments_are_longer_at_either_end(self, data):
-        """By 0.1 s as in Kaldi's recipe; neighbours share what lies between them."""
+        """By 0.1 s as in Kaldi's recipe; neighbours share the time between them."""
         rows = dict(read_table(data / "eval2000" / "segments"))
         # 1.05 and 1.10 are 0.05 s apart: each gets a half.
         assert rows["en_4156-A_000025-000105"] == "en_4156-A 0.15 1.075"
@@ -97,7 +97,7 @@ class TestStm:
         [
             ("en_4156 A speaker 1.0\n", "line 1 is not"),
             ("en_4156 A speaker one 2.0 WORD\n", "line 1 is not"),
-            ("e A s 1.0 2.0 WORD\n" * 2, "line 2: segment e-A_000100-000200 stands tw"),
+            ("e A s 1.0 2.0 WORD\n" * 2, "line 2: segment e-A_000100-000200 occurs tw"),
         ],
     )
     def test_damage(self, tmp_path, line, message):
@@ -139,7 +139,7 @@ def test_extension_as_kaldi():
 
 
 def test_segment_behind_the_audio(tree, tmp_path, capsys):
-    """It is no utterance; one that begins before the end of its side is one."""
+    """It is not an utterance; one that begins before the end of its side is."""
     copy = [shutil.copytree(place, tmp_path / place.name) for place in tree]
     for place, file in zip(copy, ("*.pem", "*.stm")):
         path = next(place.rglob(file))

@@ -112,7 +112,7 @@ def test_an_utterance_holds_only_recordings_of_its_speaker_and_part(
 def _first_match(
     samples: np.ndarray, take: np.ndarray, place: int
 ) -> tuple[int, int, float] | None:
-    """(start, length, gain in dB) where `take` stands soon after `place`."""
+    """(start, length, gain in dB) of `take` if it occurs soon after `place`."""
     for start in range(place, place + int(0.15 * fsdd.RATE) + 1):
         stretch = samples[start : start + len(take)]
         if len(stretch) == len(take):
@@ -252,7 +252,7 @@ def test_incomplete_or_wrong_recordings_are_named(tmp_path: Path) -> None:
     (tmp_path / "recordings").mkdir()
     path = tmp_path / "recordings" / "3_ann_0.wav"
     soundfile.write(path, np.ones(100) / 2, fsdd.RATE)
-    with pytest.raises(FileNotFoundError, match="ann has no recording of digit 0"):
+    with pytest.raises(FileNotFoundError, match="ann has no recordings of digit 0"):
         fsdd.load_recordings(tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="no files for part 'valid'"):
         fsdd.load_recordings(tmp_path, "valid")

@@ -131,7 +131,7 @@ def test_chosen_parts_make_the_sets_that_they_suffice_for(corpus: Path, tmp_path
     prepare(corpus, tmp_path, "--check_counts", "false", *parts)
     made = {path.parent.name for path in tmp_path.glob("*/wav.scp")}
     assert made == {"train_clean_100", "dev", "dev_clean", "dev_other", "test_clean"}
-    with pytest.raises(SystemExit, match="train-clean-360: no set is made of these"):
+    with pytest.raises(SystemExit, match="train-clean-360: these parts do not make up"):
         prepare(corpus, tmp_path, "--parts", "train-clean-360")
 
 

@@ -1,4 +1,4 @@
-"""Noise: its level is exact and its spectrum is what its name says."""
+"""Noise: its level is exact and its spectrum matches its name."""
 
 import itertools
 

@@ -59,8 +59,8 @@ class TestHeader:
             ("sample_count -i 37120", "sample_count -i many", "sample_count is 'many'"),
             ("channel_count -i 2", "channel_count -i 0", "channel_count is '0'"),
             ("end_head\n", "", "end_head"),
-            ("NIST_1A", "RIFF", "no SPHERE file"),
-            ("   1024", "   large", "no SPHERE file"),
+            ("NIST_1A", "RIFF", "not a SPHERE file"),
+            ("   1024", "   large", "not a SPHERE file"),
         ],
     )
     def test_damage_is_named(self, tmp_path, old, new, field):

@@ -1,4 +1,4 @@
-"""Synthetic speech: repeatable, speakers kept apart, words that can be heard."""
+"""Synthetic speech: repeatable, separate speakers, audible words."""
 
 from contextlib import closing
 from pathlib import Path

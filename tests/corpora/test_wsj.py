@@ -138,7 +138,9 @@ def test_prompts(tmp_path):
     manifests = prepare_wsj(tmp_path, tmp_path, transcripts="ptx")
     texts = [s.text for s in manifests["test_eval92"]["supervisions"]]
     assert texts == ["THE MAYOR'S BRIDGE", "WE SHIP TEN BOATS"]
-    with pytest.raises(ValueError, match="transcripts 'txt': one of dot, lsn, ptx"):
+    with pytest.raises(
+        ValueError, match="transcripts: 'txt' is not one of dot, lsn, ptx"
+    ):
         prepare_wsj(tmp_path, tmp_path, transcripts="txt")
 
 
@@ -149,7 +151,7 @@ def test_what_lacks_is_named_or_left_out(tmp_path, capsys):
         (tmp_path / disc / "wsj0/transcrp/dots/si_tr_s/02b/02bc0200.dot").unlink()
     with pytest.raises(FileNotFoundError, match="train_si284: 2 utterances lack") as e:
         prepare_wsj(tmp_path, tmp_path)
-    assert "the transcript of 02bc0201 (.dot) is not below" in str(e.value)
+    assert "the transcript of 02bc0201 (.dot) not found below" in str(e.value)
     manifests = prepare_wsj(tmp_path, tmp_path, partial=True)
     ids = [s.id for s in manifests["train_si284"]["supervisions"]]
     assert ids == ["01ic0201", "01ic0202", "460c0201", "460c0202"]
@@ -159,7 +161,9 @@ def test_what_lacks_is_named_or_left_out(tmp_path, capsys):
 def test_a_missing_disc_is_named(tmp_path):
     wsj_tree.write_tree(tmp_path)
     shutil.rmtree(tmp_path / "11-13.1")
-    with pytest.raises(FileNotFoundError, match="tr_s_wv1.ndx is not below .*discs"):
+    with pytest.raises(
+        FileNotFoundError, match="tr_s_wv1.ndx: not found below .*discs"
+    ):
         prepare_wsj(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         prepare_wsj(tmp_path / "nowhere", tmp_path)

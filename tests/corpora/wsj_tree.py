@@ -15,7 +15,7 @@ RATE = 16000
 
 
 class Utterance(NamedTuple):
-    """An utterance: where it lies and what its three transcripts say."""
+    """An utterance: its location and its three transcripts."""
 
     id: str
     disc: str
@@ -126,7 +126,7 @@ SETS = {
     "test_dev93": [u for u in UTTERANCES if u.folder == "wsj1/si_dt_20"],
     "test_eval92": [u for u in UTTERANCES if u.folder == "wsj0/si_et_20"],
 }
-# Copies of a session's transcripts lie on several discs.
+# A session's transcripts are on several discs.
 TRANSCRIPTS = {
     "wsj0/si_tr_s": [
         ("11-4.1", "wsj0/transcrp/dots/si_tr_s"),
@@ -157,7 +157,7 @@ def write_tree(
 
     Args:
         shorten: compress the audio, as the distribution does (sph2pipe reads it).
-        rename: changes a path, which begins with the disc, say 13-34.1/wsj1/doc.
+        rename: changes a path, which begins with the disc, e.g. 13-34.1/wsj1/doc.
     """
     files: dict[str, bytes] = {}
     for number, utterance in enumerate(UTTERANCES):

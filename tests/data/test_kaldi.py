@@ -25,7 +25,7 @@ def tone(num_samples: int, seed: int = 0) -> np.ndarray:
 
 
 def write_folder(folder: Path, **tables: str) -> Path:
-    """Write a Kaldi folder from its tables; `wav_scp` stands for wav.scp."""
+    """Write a Kaldi folder from its tables; `wav_scp` becomes wav.scp."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
         lines = [line.strip() for line in text.strip().splitlines()]
@@ -337,7 +337,7 @@ def test_saved_audio_of_a_changed_cut_is_accepted(folder: Path) -> None:
 
 def test_bad_cuts_are_refused_by_name(folder: Path) -> None:
     one, two, _ = cuts_from_kaldi(folder)
-    with pytest.raises(ValueError, match="utterance a-1 stands twice"):
+    with pytest.raises(ValueError, match="utterance a-1 occurs twice"):
         cuts_to_kaldi([one, one], "again")
     with pytest.raises(ValueError, match="id 'a 1' is empty or has a space"):
         cuts_to_kaldi([one.with_id("a 1")], "again")
@@ -351,8 +351,8 @@ def test_bad_cuts_are_refused_by_name(folder: Path) -> None:
     ("table", "text", "message"),
     [
         ("wav.scp", "a-1\n", "a-1: nothing after the id"),
-        ("wav.scp", "a-1 wav/0.wav\na-1 wav/1.wav\n", "a-1 stands twice"),
-        ("wav.scp", "a-1 data/text\n", "no audio that libsndfile reads"),
+        ("wav.scp", "a-1 wav/0.wav\na-1 wav/1.wav\n", "a-1 occurs twice"),
+        ("wav.scp", "a-1 data/text\n", "not audio that libsndfile can read"),
         ("utt2num_samples", "a-1 many\n", "utt2num_samples: a-1: 'many'"),
         ("segments", "a-1 wav/0.wav 0\n", "segments: utterance a-1"),
         ("segments", "a-1 other 0 1\n", "a-1 names recording other"),

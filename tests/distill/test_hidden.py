@@ -106,12 +106,12 @@ def test_a_layer_keeps_its_output_and_changes_nothing(kind: type):
     for batch in (x, 2 * x):
         last = model.encoder(batch, lengths)[0]
     assert torch.equal(model.encoder.after_norm(layer.take()[0]), last)
-    with pytest.raises(ValueError, match="encoders.1' made nothing .*layer_drop_rate"):
+    with pytest.raises(ValueError, match="encoders.1' did not run .*layer_drop_rate"):
         layer.take()
 
 
 def test_an_unknown_module_is_refused_with_near_names():
-    message = r"'encoder.encoder.0' is no module of Model; .*'encoder.encoders.0'"
+    message = r"'encoder.encoder.0' is not a module of Model; .*'encoder.encoders.0'"
     with pytest.raises(ValueError, match=message):
         Layer(Model(), "encoder.encoder.0")
 
@@ -120,9 +120,9 @@ def test_a_module_without_frames_is_refused():
     model = Model()
     idle, early = Layer(model, "idle"), Layer(model, "encoder.embed.conv")
     model.encoder(torch.randn(1, 40, 8), torch.tensor([40]))
-    with pytest.raises(ValueError, match="'idle' made nothing"):
+    with pytest.raises(ValueError, match="'idle' did not run"):
         idle.width()
-    with pytest.raises(ValueError, match="embed.conv' makes .* after the subsampling"):
+    with pytest.raises(ValueError, match="embed.conv' outputs .* after the subsampling"):
         early.width()
 
 

@@ -24,7 +24,7 @@ WIDER = {
     "transducer": dict(encoder_conf=dict(output_size=32, linear_units=64)),
     "asr_transducer": dict(decoder_conf=dict(hidden_size=32)),
 }
-# Untrained transducers say nothing first, but something in their n-best lists.
+# The 1-best of untrained transducers is empty, but not all of their n-best lists.
 BOUNDED = dict(search_type="tsd", max_sym_exp=2)
 LENGTHS = dict(maxlenratio=-5, minlenratio=0.1)
 SEARCH = {

@@ -46,7 +46,7 @@ def read(folder: Path) -> None:
     from tests.models.encoders import encode
     from tests.tasks.recipe import Model, Recipe, load_stock
 
-    recipe = Recipe.__new__(Recipe)  # its audio is there
+    recipe = Recipe.__new__(Recipe)  # its audio exists
     recipe.folder, recipe.data = folder, folder / "data"
     os.chdir(folder)
     for outputs in sorted(folder.glob("*/outputs.pth")):

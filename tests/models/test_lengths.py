@@ -92,7 +92,7 @@ def asr_encoder(name: str, conf: dict, size: int = SIZE) -> torch.nn.Module:
 def difference(model: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> float:
     """Largest difference between a batch and its utterances alone; inf for lengths.
 
-    What stands in the padding is noise: nothing may read it.
+    The padding is noise: nothing may read it.
     """
     model.eval()
     padding = torch.arange(x.size(1)) >= lengths[:, None]
@@ -136,7 +136,7 @@ def test_asr_encoders(name: str, conf: dict, caplog: pytest.LogCaptureFixture):
     assert not warnings(caplog)
     assert difference(model, *features()) < 1e-4
     assert model.state_dict().keys() == keys
-    assert not use_true_lengths(model)  # a second time there is nothing left
+    assert not use_true_lengths(model)  # nothing is left to change
 
 
 @pytest.mark.parametrize("block", ["conformer", "branchformer", "ebranchformer"])

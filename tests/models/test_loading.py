@@ -59,11 +59,11 @@ def cut_off(state: dict, path: Path) -> None:
     path.write_bytes(content[: len(content) * 2 // 3])
 
 
-# Name of the fault: what is written, and what is said of it.
+# Name of the fault: the file's content, and the message.
 CHANGED = {
     "module": (
         lambda state: {f"module.{name}": value for name, value in state.items()},
-        r"lacks \d+ \(.+\) of the model's \d+ weights and holds \d+ \(module\.",
+        r"lacks \d+ \(.+\) of the model's \d+ weights and has \d+ \(module\.",
     ),
     "no decoder": (
         lambda state: without(state, "decoder."),
@@ -72,26 +72,26 @@ CHANGED = {
     "one missing": (one_missing, r"lacks 1 \(\S+bias\) of the model's"),
     "one more": (
         lambda state: {**state, "decoder.extra": torch.ones(2)},
-        r"holds 1 \(decoder\.extra\) that the model does not have\.",
+        r"has 1 \(decoder\.extra\) that the model does not have\.",
     ),
 }
 OTHER = {
     "empty file": (
         lambda state, path: path.write_bytes(b""),
-        "the file is empty; copy it anew",
+        "the file is empty; copy it again",
     ),
     "empty dict": (
         lambda state, path: torch.save({}, path),
-        r"not a model's state_dict \(it holds nothing\)",
+        r"not a model's state_dict \(it is empty\)",
     ),
-    "cut off": (cut_off, r"the file is cut off after \d+ bytes; copy it anew"),
+    "cut off": (cut_off, r"the file is cut off after \d+ bytes; copy it again"),
     "text": (
         lambda state, path: path.write_text("version https://git-lfs.github.com"),
         "not a model's state_dict",
     ),
     "list": (
         lambda state, path: torch.save(list(state.values()), path),
-        r"it holds a list",
+        r"it contains a list",
     ),
     "missing file": (lambda state, path: None, "no such checkpoint"),
 }
@@ -100,7 +100,7 @@ FAULTS = [*CHANGED, *OTHER, "larger", "checkpoint.pth", "pickled model"]
 
 @pytest.fixture
 def bad(recipe: Recipe, training: Path, tmp_path: Path, monkeypatch):
-    """(kind, fault) -> (its Model, what is said of it)."""
+    """(kind, fault) -> (its Model, the message)."""
     monkeypatch.chdir(recipe.folder)
 
     def write(kind: str, fault: str) -> tuple[Model, str]:
@@ -110,21 +110,21 @@ def bad(recipe: Recipe, training: Path, tmp_path: Path, monkeypatch):
         path = tmp_path / "bad.pth"
         state = torch.load(good.checkpoint)
         if fault in CHANGED:
-            change, said = CHANGED[fault]
+            change, message = CHANGED[fault]
             torch.save(change(state), path)
         elif fault in OTHER:
-            make, said = OTHER[fault]
+            make, message = OTHER[fault]
             make(state, path)
         elif fault == "larger":
             shutil.copyfile(recipe.teacher(kind, **LARGER[kind]).checkpoint, path)
-            said = r"does not fit the model in \d+ \(size mismatch for \S+: .*\)"
+            message = r"does not fit the model in \d+ \(size mismatch for \S+: .*\)"
         elif fault == "checkpoint.pth":
             shutil.copyfile(training, path)
-            said = "not a model's state_dict .*not checkpoint.pth"
+            message = "not a model's state_dict .*not checkpoint.pth"
         else:
             torch.save(load_stock(good), path)
-            said = "not a model's state_dict .*not a pickled model"
-        return Model(str(config), str(path)), re.escape(str(path)) + ": .*" + said
+            message = "not a model's state_dict .*not a pickled model"
+        return Model(str(config), str(path)), re.escape(str(path)) + ": .*" + message
 
     return write
 
@@ -181,8 +181,8 @@ def argv(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_fit_is_refused(
     recipe: Recipe, bad: Callable, reader: Callable, kind: str, fault: str
 ):
-    model, said = bad(kind, fault)
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as refusal:
+    model, message = bad(kind, fault)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
         reader(recipe, kind, model)
     if fault in CHANGED:
         assert (
@@ -220,17 +220,17 @@ def test_the_version_that_trained_it_is_named(bad: Callable):
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_report_refuses_or_warns(bad: Callable, caplog, kind: str, fault: str):
-    """It tells the size of any state_dict, but nothing of how it runs."""
-    model, said = bad(kind, fault)
+    """It shows the size of any state_dict, but not how the model runs."""
+    model, message = bad(kind, fault)
     if fault in CHANGED or fault == "larger":
         assert model_weights(model.checkpoint).total is None
         warned = " ".join(record.getMessage() for record in caplog.records)
         assert "building the model failed, multiply-adds are left out" in warned
         assert model.checkpoint in warned
     else:
-        with pytest.raises((ValueError, FileNotFoundError), match=said):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             read_tensors(model.checkpoint)
-        with pytest.raises((ValueError, FileNotFoundError), match=said):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             model_weights(model.checkpoint)
 
 
@@ -264,13 +264,13 @@ def test_the_language_model_is_named(
         return TeacherDecoder(*teacher, dict(beam_size=2), **options)
 
     torch.save(without(state, "lm.decoder"), path)
-    said = (
+    message = (
         rf"{re.escape(str(path))}: lacks 2 \(lm\.decoder\.weight, lm\.decoder\.bias\) "
         rf"of the model's \d+ weights\. Trained with ESPnet 202412, installed is "
         rf"{installed_version()}\. Give the checkpoint that was trained with "
         rf"{re.escape(lm.config)}"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         decoder()
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=f"{path}: the file is empty"):
@@ -282,7 +282,7 @@ def test_the_language_model_is_named(
     decoder()
 
 
-# --------------------------------------------------------------- what stays as it is
+# ------------------------------------------------------------------ unchanged cases
 
 
 def test_a_fault_of_the_configuration_is_not_put_on_the_weights(bad: Callable):
@@ -299,12 +299,12 @@ def test_espnet_is_left_as_it_was(recipe: Recipe, bad: Callable):
     from espnet2.train.abs_espnet_model import AbsESPnetModel
 
     before = AbsTask.__dict__["build_model_from_file"]
-    model, said = bad("hybrid", "one missing")
-    with pytest.raises(ValueError, match=said), whole_models(), whole_models():
+    model, message = bad("hybrid", "one missing")
+    with pytest.raises(ValueError, match=message), whole_models(), whole_models():
         load_stock(model)
     assert AbsTask.__dict__["build_model_from_file"] is before
     assert "load_state_dict" not in vars(AbsESPnetModel)
-    load_stock(model)  # stock ESPnet says nothing
+    load_stock(model)  # stock ESPnet raises nothing
 
 
 def test_a_model_within_a_model(recipe: Recipe, bad: Callable, monkeypatch):
@@ -326,8 +326,8 @@ def test_a_model_within_a_model(recipe: Recipe, bad: Callable, monkeypatch):
     assert equal_states(wanted, torch.load(good.checkpoint))
     assert equal_states(wanted, inner[1].state_dict())
     inner.clear()
-    model, said = bad("hybrid", "one missing")
-    with pytest.raises(ValueError, match=said):
+    model, message = bad("hybrid", "one missing")
+    with pytest.raises(ValueError, match=message):
         load_stock_model(*model)
 
 
@@ -353,7 +353,7 @@ def test_a_branch_that_is_switched_off(recipe: Recipe, tmp_path: Path, caplog):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     model = load_stock_model(tmp_path / "config.yaml", good.checkpoint)
     assert model.decoder is None
-    assert "Not used, the model is without them: " in caplog.text
+    assert "Not used, as the model does not have them: " in caplog.text
 
 
 @pytest.mark.parametrize("key", ["module", "state_dict"])
@@ -404,7 +404,7 @@ def test_adapters_alone(recipe: Recipe, tmp_path: Path, monkeypatch):
     for name, value in adapters.items():
         assert torch.equal(read.state_dict()[name], value)
     torch.save({**adapters, "other": torch.ones(1)}, tmp_path / "adapters.pth")
-    with pytest.raises(ValueError, match=r"holds 1 \(other\)"):
+    with pytest.raises(ValueError, match=r"has 1 \(other\)"):
         load_stock_model(tmp_path / "config.yaml", tmp_path / "adapters.pth")
     torch.save(dict(list(adapters.items())[1:]), tmp_path / "adapters.pth")
     with pytest.raises(ValueError, match="lacks 1 .*lora_"):

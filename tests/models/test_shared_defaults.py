@@ -41,7 +41,7 @@ def fresh() -> None:
 
 @pytest.fixture(autouse=True)
 def cleared() -> Iterator[None]:
-    """What a test leaves behind is no other's."""
+    """A test's leftovers do not reach other tests."""
     fresh()
     yield
     fresh()
@@ -64,7 +64,7 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch):
-    """Recipe.task looks the kind up; the stand-alone task has this one's models."""
+    """Recipe.task looks up the kind; the stand-alone task has this one's models."""
     monkeypatch.setattr(
         Recipe,
         "task",
@@ -136,7 +136,7 @@ def test_plan_counts_the_model_that_is_asked_for(recipe: Recipe, tmp_path, kind:
         assert planned(width) == alone[width]
 
 
-# ------------------------------------------------------------- are there any others?
+# -------------------------------------------------------- other mutable defaults
 
 
 def mutable_defaults() -> dict[str, object]:

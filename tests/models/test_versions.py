@@ -238,7 +238,7 @@ def test_patterns_with_names_of_either_version(model, pattern: str):
     plain = load_stock_model(*model(IDS.index("contextual_block_transformer conv2d")))
     found = set(pruner(plain, parameters=["*.embed.out.weight"]).weights)
     assert found == {"encoder.embed.out.weight"}  # in all versions
-    with pytest.raises(ValueError, match="fits none of the names"):
+    with pytest.raises(ValueError, match="matches none of the names"):
         pruner(plain, parameters=["*.embed.out.0.weight"])
 
 
@@ -317,27 +317,25 @@ def test_init_param_that_does_not_fit(pair, model, tmp_path, caplog):
     state = torch.load(path)
     part = tmp_path / "part.pth"
 
-    def refused(written: dict, said: str, suffix: str = "", **options) -> None:
+    def refused(written: dict, message: str, suffix: str = "", **options) -> None:
         torch.save(written, part)
         given = f"{part}{suffix}"
-        said = re.escape(f"--init_param {given}: ") + said
-        with pytest.raises(ValueError, match=said):
+        message = re.escape(f"--init_param {given}: ") + message
+        with pytest.raises(ValueError, match=message):
             start(model, init_param=given, **options)
 
     bias = "ctc.ctc_lo.bias"
-    refused({**state, "x": state[bias]}, r"holds 1 \(x\) that the model does not have")
+    refused({**state, "x": state[bias]}, r"has 1 \(x\) that the model does not have")
     refused(
         {k: v for k, v in state.items() if k != bias}, r"lacks 1 \(ctc\.ctc_lo\.bias"
     )
     size = rf"does not fit the model in 1 \(size mismatch for {bias}"
     refused({**state, bias: torch.ones(3)}, size)
-    refused(
-        {f"module.{k}": v for k, v in state.items()}, "holds no weight of the model"
-    )
-    refused(state, "holds no weight of the model", ":encodr:encoder")
+    refused({f"module.{k}": v for k, v in state.items()}, "has no weights of the model")
+    refused(state, "has no weights of the model", ":encodr:encoder")
     refused(state, "encodr is not a part of the model, which has", ":encoder:encodr")
     refused(
-        {"x": state[bias]}, "holds no weight of the model", ignore_init_mismatch=True
+        {"x": state[bias]}, "has no weights of the model", ignore_init_mismatch=True
     )
     part.write_bytes(b"")
     with pytest.raises(ValueError, match="part.pth: the file is empty"):

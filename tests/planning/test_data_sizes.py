@@ -21,7 +21,7 @@ UTTERANCES, SECONDS, RATE, NBEST = 6, 4, 8000, 3
 SPEECH = Speech(rate=RATE, seconds=SECONDS, longest=SECONDS, labels=4.0)
 AUDIO = float(UTTERANCES * SECONDS)
 # 15 characters and 4 tokens of a second, as in English
-TEXT = "and here is what was said of it by one of the other two men "[: 15 * SECONDS]
+TEXT = "and here is what was seen of it by one of the other two men "[: 15 * SECONDS]
 TOKENS = list(range(1000, 1000 + 4 * SECONDS))
 
 

@@ -75,7 +75,7 @@ def test_a_model_that_cannot_be_built_says_what_to_do(tmp_path):
 
 
 def test_data_sizes_of_a_training(tmp_path):
-    """An experiment folder after three epochs, of which two are kept."""
+    """An experiment folder after three epochs, two of them kept."""
     recipe = Recipe(tmp_path)
     changes = dict(
         max_epoch=3,

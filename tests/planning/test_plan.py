@@ -47,8 +47,8 @@ def test_every_figure_has_a_formula(capsys):
 def test_the_table_says_that_no_soft_targets_are_stored(capsys):
     plan.main(SIZES)
     text = capsys.readouterr().out
-    assert "7 soft targets: none stored, teachers speak in stage 10" in text
-    assert "If soft targets were stored (not there yet)" in text
+    assert "7 soft targets: none stored, teachers run in stage 10" in text
+    assert "If soft targets were stored (not supported yet)" in text
 
 
 def test_hours_are_proportional_to_the_data(capsys):

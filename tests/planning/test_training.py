@@ -201,7 +201,7 @@ def test_size_alone_is_within_a_third(name, width):
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_figures_of_a_gpu(name):
-    """No slip of a digit: rates grow with shorter numbers, memory is no disk."""
+    """No typing errors: rates grow with shorter numbers, memory is not disk."""
     gpu = MACHINES[name]
     assert 10e12 < gpu.fp32 <= gpu.tf32 <= gpu.half < 1000e12
     assert 20e9 < gpu.memory < 200e9

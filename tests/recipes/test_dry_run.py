@@ -49,9 +49,9 @@ def test_our_recipes_have_no_faults(recipe: Path):
     answer = dry_run(recipe)
     assert answer.returncode == 0, answer.stderr
     found = states(answer.stdout)
-    assert found[6].startswith("nothing to do") and found[10] == "not asked for"
+    assert found[6].startswith("nothing to do") and found[10] == "not requested"
     assert found[:6] + found[7:10] + found[11:] == 12 * ["will run"]
-    assert "No estimate: hours of audio are not known yet" in answer.stdout
+    assert "No estimate: hours of audio are not yet known" in answer.stdout
     assert tree(recipe) == before
 
 
@@ -77,7 +77,7 @@ def test_all_faults_and_what_is_missing(mini: Path):
     ):
         assert sum(part in error for error in errors) == 1, errors
     found = states(answer.stdout)
-    assert found[:8] == 6 * ["not asked for"] + [found[6], "not asked for"]
+    assert found[:8] == 6 * ["not requested"] + [found[6], "not requested"]
     train = "missing dump/raw/train_labelled/wav.scp, made by stage 2, and"
     assert found[8].startswith(train)
     assert not (mini / "exp").exists()

@@ -182,7 +182,7 @@ def test_missing_utterances_stop_the_report(exp, capsys):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--baseline", "studnet"], "no system is called studnet"),
+        (["--baseline", "studnet"], "studnet is not a system"),
         (["--model", "other", "x.pth"], "there is no --hyp other"),
         (["--hyp", "lonely"], "--hyp lonely: a name and at least one text"),
         (["--hyp", "absent", "no/such/text"], "no/such/text"),

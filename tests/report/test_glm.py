@@ -29,7 +29,7 @@ def rewrite(tmp_path: Path, rules: str, line: str, header: str = HEADER) -> str:
 
 
 class TestRules:
-    """The examples of GLMRules.txt and what it says of them."""
+    """The examples of GLMRules.txt and their stated results."""
 
     @pytest.mark.parametrize(
         "rule, line, result",
@@ -62,7 +62,7 @@ class TestRules:
         assert rewrite(tmp_path, "AB => 1\nA => 2\nABC => 3\n", "abc a") == "1c 2"
 
     def test_contexts_are_those_that_came_in(self, tmp_path):
-        """A rule's output is no context, and is not read again."""
+        """A rule's output is not a context, and is not read again."""
         assert rewrite(tmp_path, "A => B\nB => C / [A] __\n", "ab") == "BC"
 
     def test_case(self, tmp_path):
@@ -82,7 +82,7 @@ class TestRules:
 
     @pytest.mark.parametrize(
         "text, message",
-        [(HEADER + "A = B\n", "line 3 is not 'A => B"), (HEADER, "no rule in this")],
+        [(HEADER + "A = B\n", "line 3 is not 'A => B"), (HEADER, "no rules found")],
     )
     def test_damage(self, tmp_path, text, message):
         with pytest.raises(ValueError, match=message):

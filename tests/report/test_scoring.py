@@ -109,7 +109,7 @@ def test_read_text(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("a x\nb y\na z\n", ":3: id a stands twice"),
+        ("a x\nb y\na z\n", ":3: id a occurs twice"),
         ("", "no utterance"),
         ("a x\n\n", ":2"),
     ],

@@ -1,4 +1,4 @@
-"""Sizes read from a checkpoint against what the real model says of itself."""
+"""Sizes read from a checkpoint against those of the real model."""
 
 import argparse
 

@@ -70,7 +70,7 @@ class TestScorer:
         }
         assert found["swbd"].totals.tolist() == [1, 1, 1, 14]
         assert found["callhm"].totals.tolist() == [0, 0, 0, 12]
-        assert len(found["all"].ids) == 7  # the one that is ignored is not there
+        assert len(found["all"].ids) == 7  # without the ignored one
 
     def test_missing_utterance(self, data, caplog):
         """Every word of its reference is lost, of alternatives the shortest."""
@@ -88,7 +88,7 @@ class TestScorer:
     def test_unknown_calls(self, data, tmp_path):
         stm = tmp_path / "stm"
         stm.write_text("fsh_1 A s 0 1 YES\n")
-        with pytest.raises(ValueError, match="1 of 1 segments belong to no subset"):
+        with pytest.raises(ValueError, match="1 of 1 segments are not in a subset"):
             Scorer(stm, data / "glm")
 
 
@@ -203,28 +203,30 @@ def test_nist_pipeline_gives_the_same(data, tmp_path):
 
 
 def conversation(rng: random.Random) -> tuple[list[str], dict[str, str]]:
-    """Lines of a stm with every convention, and what a recogniser might say."""
+    """Lines of a stm with every convention, and possible hypotheses."""
     words = "he's ok uh-huh gonna dog's that's yeah well-known i b m house".split()
     segments, hypotheses = [], {}
     for call, channel in itertools.product(("en_4156", "sw_4390"), "AB"):
         begin = 1.0
         for _ in range(40):
             end = round(begin + rng.uniform(0.5, 4), 2)
-            said = rng.choices(words, k=rng.randint(0, 9))
+            spoken = rng.choices(words, k=rng.randint(0, 9))
             special = ["(%HESITATION)", "(HOU-)", "{ DOG / CAT }", "{ @ / OK }", "HOU-"]
             marked = [
                 rng.choice([*special, f"({word})"]) if rng.random() < 0.15 else word
-                for word in said
+                for word in spoken
             ]
-            heard = [w if rng.random() < 0.8 else rng.choice(words) for w in said]
-            heard = [w for w in heard if rng.random() < 0.9]
-            heard += rng.choices([*words, "uh", "[noise]", "fra-"], k=rng.randint(0, 1))
+            output = [w if rng.random() < 0.8 else rng.choice(words) for w in spoken]
+            output = [w for w in output if rng.random() < 0.9]
+            output += rng.choices(
+                [*words, "uh", "[noise]", "fra-"], k=rng.randint(0, 1)
+            )
             transcript = " ".join(marked).upper()
             if rng.random() < 0.1:
                 transcript = swbd_tree.IGNORED
             else:
                 key = utterance_id(f"{call}-{channel}", begin, end)
-                hypotheses[key] = " ".join(heard)
+                hypotheses[key] = " ".join(output)
             times = f"{begin:.2f} {end:.2f}"
             segments.append(
                 f"{call} {channel} {call}_{channel} {times} <O> {transcript}"

@@ -76,7 +76,7 @@ def test_without_roles_nothing_is_compared(systems):
 @pytest.mark.parametrize(
     "roles, message",
     [
-        (Roles(baseline="plane"), "baseline: no system is called plane; there are big"),
+        (Roles(baseline="plane"), "baseline: plane is not a system; known: big"),
         (Roles(ceiling="all"), "a baseline is needed"),
     ],
 )

@@ -252,7 +252,7 @@ def test_faults_leave_the_old_folder(shards):
     command = "--unlabelled unlabelled.jsonl"
     old, _ = build(command)
     for options, message in [
-        (f"{command} unlabelled.jsonl", "s2-c stands twice"),
+        (f"{command} unlabelled.jsonl", "s2-c occurs twice"),
         (f"{command} --max_length_ratio 0", "no target is left"),
         ("--labelled unlabelled.jsonl", "s2-c has no reference"),
         (f"{command} --min_posterior -1", "min_posterior=-1"),

@@ -257,20 +257,20 @@ def test_two_processes_train_the_projections_as_one(tmp_path: Path):
     [
         (
             dict(student="encoder.encoder.0", teacher=FIRST),
-            r"hidden\[0\].student: 'encoder.encoder.0' is no module of ESPnetASRModel; "
-            "near names: .*'encoder.encoders.0'",
+            r"hidden\[0\].student: 'encoder.encoder.0' is not a module of ESPnetASRModel; "
+            "similar names: .*'encoder.encoders.0'",
         ),
         (
             dict(student=FIRST, teacher="encoder.encoders.2"),
-            r"hidden\[0\].teacher: .* near names: .*'encoder.encoders.1'",
+            r"hidden\[0\].teacher: .* similar names: .*'encoder.encoders.1'",
         ),
         (
             dict(student="encoder.embed.conv", teacher=FIRST),
-            r"hidden\[0\].student: 'encoder.embed.conv' makes .* after the subsampling",
+            r"hidden\[0\].student: 'encoder.embed.conv' outputs .* after the subsampling",
         ),
         (
             dict(student=FIRST, teacher="ctc.ctc_lo"),
-            r"hidden\[0\].teacher: 'ctc.ctc_lo' made nothing",
+            r"hidden\[0\].teacher: 'ctc.ctc_lo' did not run",
         ),
         (
             dict(student=FIRST, teacher=FIRST, teacher_index=1),

@@ -428,7 +428,7 @@ def test_the_command_line_changes_a_field(recipe: Recipe):
 
 def test_a_pattern_of_names_that_matches_nothing(recipe: Recipe):
     pruning = dict(sparsity=0.5, end=1, parameters=["encodr.*"])
-    message = "kd_conf.pruning.parameters: 'encodr..' fits none .*encoder.encoders.0"
+    message = "kd_conf.pruning.parameters: 'encodr..' matches none .*encoder.encoders.0"
     with pytest.raises(ConfigurationError, match=message):
         recipe.train("ctc", "misnamed", kd_conf=dict(pruning=pruning), **OPTIONS)
 

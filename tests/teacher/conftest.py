@@ -78,7 +78,7 @@ CONFIGS["legacy"] = dict(
 
 
 class Model(NamedTuple):
-    """Where a model of ESPnet stands."""
+    """The paths of an ESPnet model."""
 
     config: str
     checkpoint: str
@@ -113,7 +113,7 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Model:
 
 
 def write_data(folder: Path, seconds: dict[str, float], texts: dict[str, str]) -> Path:
-    """A Kaldi folder of noise; the wavs lie beside the tables."""
+    """A Kaldi folder of noise, with wav files beside the tables."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for utt_id, duration in seconds.items():

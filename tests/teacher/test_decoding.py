@@ -250,7 +250,7 @@ def test_batches_are_decoded_as_single_utterances(
             assert scores[0] == pytest.approx(scores[1], abs=1e-4)
         assert "1 without hypothesis" in capsys.readouterr().out.splitlines()[-1]
 
-    # A job goes on with another batch_size where it stopped.
+    # A job may resume with another batch_size.
     content = together.read_bytes()
     together.write_bytes(b"".join(content.splitlines(True)[:3])[:-5])
     decode(tmp_path, data_dir, model, "--nbest", 4, out=together.name, batch=2)
@@ -278,8 +278,8 @@ def test_too_short_an_utterance_does_not_take_the_batch_down(models):
 @pytest.mark.usefixtures("batches")
 def test_searches_that_take_no_batches_say_so(models):
     options = dict(BEAM, time_sync=True, batch_size=2)
-    said = "inference_config: BeamSearchTimeSync with batching is not yet supported"
-    with pytest.raises(ValueError, match=said):
+    message = "inference_config: BeamSearchTimeSync with batching is not yet supported"
+    with pytest.raises(ValueError, match=message):
         TeacherDecoder(*models["attention"], options)
 
 
@@ -345,12 +345,12 @@ def test_options(models, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_options(attention, "asr", tmp_path / "absent.yaml")
     path.write_text("batch_size: 8\n")
-    said = (
+    message = (
         r"decode.yaml: batch_size=8: ESPnet.* one utterance at a time \(batches: 202610"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_options(transducer, "asr", path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_options({}, "asr_transducer", path)
     if not decodes_batches():
         with pytest.raises(ValueError, match=f"ESPnet {installed_version()} takes"):
@@ -360,10 +360,10 @@ def test_options(models, tmp_path):
 
     check_options({"beam_size": 1, "ctc_weight": 0.3}, "asr")
     with pytest.raises(
-        ValueError, match="ctc_wieght: no option.*known are .*ctc_weight"
+        ValueError, match="ctc_wieght: not an option.*known: .*ctc_weight"
     ):
         check_options({"ctc_wieght": 0.3}, "asr")
-    with pytest.raises(ValueError, match="ctc_weight: no option"):
+    with pytest.raises(ValueError, match="ctc_weight: not an option"):
         check_options({"ctc_weight": 0.3}, "asr_transducer")
     with pytest.raises(ValueError, match="transducer_conf: serach_type"):
         check_options({"transducer_conf": {"serach_type": "tsd"}}, "asr")
@@ -371,7 +371,7 @@ def test_options(models, tmp_path):
 
 def test_options_of_the_stage_itself_are_refused_in_a_yaml(models):
     model = models["attention"]
-    with pytest.raises(ValueError, match=r"\(asr\): device: no option"):
+    with pytest.raises(ValueError, match=r"\(asr\): device: not an option"):
         TeacherDecoder(model.config, model.checkpoint, {"device": "cpu"})
 
 
