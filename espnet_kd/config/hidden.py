@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from espnet_kd.config.options import Choice, Form, Integer, Section, option
+from espnet_kd.config.fields import Choice, Form, Integer, Section, option
 from espnet_kd.config.schedules import NumberOrSchedule, Scheduled, section_at
 
 

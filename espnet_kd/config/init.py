@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from espnet_kd.config.checks import integer
-from espnet_kd.config.options import Form, Integer, Section, option
+from espnet_kd.config.fields import Form, Integer, Section, option
 
 LISTED = ("encoder", "decoder")  # parts whose layers may be listed
 Layers = Union[str, Sequence[int]]  # "even" or numbers of the teacher's layers

@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from espnet_kd.config.hidden import HiddenConf
-from espnet_kd.config.init import InitConf
-from espnet_kd.config.losses import Entry, LossConf, losses_of, parse_loss
-from espnet_kd.config.options import (
+from espnet_kd.config.fields import (
     Choice,
     Form,
     Number,
@@ -20,6 +17,9 @@ from espnet_kd.config.options import (
     check_mapping,
     option,
 )
+from espnet_kd.config.hidden import HiddenConf
+from espnet_kd.config.init import InitConf
+from espnet_kd.config.losses import Entry, LossConf, losses_of, parse_loss
 from espnet_kd.config.pruning import PruningConf
 from espnet_kd.config.schedules import NumberOrSchedule, Scheduled, section_at
 
@@ -33,7 +33,7 @@ def _nested(words: str) -> Form:
 class KDConf(Section):
     """The whole of `kd_conf`.
 
-    `losses` may hold `Alternatives` until `espnet_kd.distill.fitting.with_known_nodes`
+    `losses` may hold `Alternatives` until `distill.compatibility.with_known_nodes`
     has seen the models.
     """
 

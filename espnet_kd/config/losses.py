@@ -7,7 +7,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, Union
 
 from espnet_kd.config.checks import one_of
-from espnet_kd.config.options import (
+from espnet_kd.config.fields import (
     Choice,
     Integer,
     Section,
@@ -19,6 +19,7 @@ from espnet_kd.config.options import (
 )
 from espnet_kd.config.schedules import NumberOrSchedule, Scheduled, section_at
 
+DIVERGENCES = ("kl", "reverse_kl", "jsd")
 WEIGHTING = option(
     Choice(("none", "occupancy")),
     """Weights of the nodes: `none` (all count alike) or `occupancy` (by the teacher's
@@ -88,7 +89,7 @@ class NodeLossConf(LossConf):
         "bucket",
     )
     divergence: str = option(
-        Choice(("kl", "reverse_kl", "jsd")),
+        Choice(DIVERGENCES),
         """How far apart the posteriors p of the student and q of the teacher are: `kl`
         (KL(q, p), mean-seeking), `reverse_kl` (KL(p, q), mode-seeking) or `jsd`
         (Jensen-Shannon: the mean of KL(q, m) and KL(p, m) with m = (p + q) / 2).""",
@@ -235,13 +236,18 @@ class SequenceConf(LossConf):
     needs = "any of the branches above, one GPU"
 
     distance: str = option(
-        Choice(("kl", "l1", "l2")),
-        """Between sequences: `kl` (of the posteriors, renormalised over the list, which
-        is zero for a single hypothesis), or `l1` or `l2` (between the log-probabilities
+        Choice((*DIVERGENCES, "l1", "l2")),
+        """Between sequences: a divergence of the posteriors, renormalised over the list
+        (zero for a single hypothesis), or `l1` or `l2` (between the log-probabilities
         themselves, without a temperature).""",
         "kl",
-        experimental=("l1", "l2"),
+        experimental=(*DIVERGENCES[1:], "l1", "l2"),
     )
+
+    @property
+    def is_divergence(self) -> bool:
+        """Whether posteriors over the list are compared, not log-probabilities."""
+        return self.distance in DIVERGENCES
 
     @property
     def variant(self) -> str:
@@ -249,7 +255,7 @@ class SequenceConf(LossConf):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.distance != "kl" and self.temperature != 1:
+        if not self.is_divergence and self.temperature != 1:
             raise ValueError(
                 f"temperature: not used by distance: {self.distance}; leave it out"
             )
@@ -269,7 +275,7 @@ LATTICE_NODES = tuple(
 @dataclass(frozen=True)
 class Alternatives:
     """A list of nodes: a loss at each kind of these nodes that all models have
-    (chosen by `espnet_kd.distill.fitting.with_known_nodes`)."""
+    (chosen by `espnet_kd.distill.compatibility.with_known_nodes`)."""
 
     losses: tuple[LossConf, ...]
 

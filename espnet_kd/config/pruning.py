@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espnet_kd.config.checks import block_sides
-from espnet_kd.config.options import Choice, Form, Integer, Number, Section, option
+from espnet_kd.config.fields import Choice, Form, Integer, Number, Section, option
 
 
 def _pattern(name: str, value: Any) -> str:

@@ -12,11 +12,11 @@ import textwrap
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
+from espnet_kd.config.fields import Option, Section, listed, option_of
 from espnet_kd.config.hidden import HiddenConf
 from espnet_kd.config.init import InitConf
 from espnet_kd.config.kd_conf import KDConf
 from espnet_kd.config.losses import LOSSES, fields_of
-from espnet_kd.config.options import Option, Section, listed, option_of
 from espnet_kd.config.pruning import PruningConf
 from espnet_kd.config.schedules import Schedule
 

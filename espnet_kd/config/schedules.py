@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Mapping, Union
 
 from espnet_kd.config.checks import number
-from espnet_kd.config.options import Choice, Integer, Number, Section, option
+from espnet_kd.config.fields import Choice, Integer, Number, Section, option
 
 SHAPES = ("constant", "linear", "cosine")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from espnet_kd.config.hidden import HiddenConf
-from espnet_kd.distill.rates import Rates
+from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import Signals, Source, known
 from espnet_kd.lattice.masks import length_mask, upcast

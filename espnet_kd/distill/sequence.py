@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from espnet_kd.config.losses import SequenceConf
-from espnet_kd.distill.fitting import SCORED
+from espnet_kd.distill.compatibility import SCORED
 from espnet_kd.distill.kinds import loss_of
 from espnet_kd.distill.outputs import Frames, Tokens
 from espnet_kd.distill.sharing import lists_of_rows
@@ -26,7 +26,7 @@ def sequence_kd(loss: SequenceConf, sides: Sides) -> tuple[Tensor, Tensor]:
     """
     student, teacher = _scores(sides)
     rows, lengths = lists_of_rows(sides.student.rows.index)
-    if rows.size(1) == 1 and loss.distance == "kl" and torch.is_grad_enabled():
+    if rows.size(1) == 1 and loss.is_divergence and torch.is_grad_enabled():
         _warn_of_single_hypotheses()
     sums = full_sum_kd(
         student[rows],
@@ -36,7 +36,7 @@ def sequence_kd(loss: SequenceConf, sides: Sides) -> tuple[Tensor, Tensor]:
         temperature=loss.temperature,
         reduction="none",
     )
-    nodes = lengths.sum() if loss.distance != "kl" else (lengths > 0).sum()
+    nodes = (lengths > 0).sum() if loss.is_divergence else lengths.sum()
     return sums, nodes
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.lattice import LatticeReading
 from espnet_kd.distill.outputs import Outputs
-from espnet_kd.distill.rates import Rates
 from espnet_kd.distill.signals import Signals, SpecialTokens
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from espnet_kd.distill.rates import Rates
+from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.sharing import Rows
 from espnet_kd.lattice.masks import upcast
 from espnet_kd.losses import OnlineSteps

@@ -1,6 +1,7 @@
 """Transducer lattice algebra: tensors in, tensors out (`nodes` draws the lattice)."""
 
 from espnet_kd.lattice.backends import has_k2
+from espnet_kd.lattice.bands import prune_ranges
 from espnet_kd.lattice.functional import (
     best_path,
     nbest_paths,
@@ -11,7 +12,6 @@ from espnet_kd.lattice.functional import (
 )
 from espnet_kd.lattice.lattices import Lattices
 from espnet_kd.lattice.logits import FactoredLogits
-from espnet_kd.lattice.pruning import prune_ranges
 
 __all__ = [
     "FactoredLogits",

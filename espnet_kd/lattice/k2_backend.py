@@ -1,23 +1,9 @@
-"""Sums and maxima over all alignments, by k2 (what 1.23.4 and 1.24 share).
-
-k2 has neither exact n-best alignments nor random ones (its `random_paths` draws the
-same paths each time), so `nbest_rows` and `sample_rows` are those of torch.
-"""
+"""Sums and maxima over all alignments, by k2 (what 1.23.4 and 1.24 share)."""
 
 import k2
 import torch
 from k2.fsa import RaggedArc
 from torch import Tensor
-
-from espnet_kd.lattice.torch_backend import nbest_rows, sample_rows
-
-__all__ = [
-    "forward_backward",
-    "nbest_rows",
-    "sample_rows",
-    "viterbi_rows",
-    "window_ranges",
-]
 
 
 def _boundary(frames: Tensor, symbols: Tensor) -> Tensor:

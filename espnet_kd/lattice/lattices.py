@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from espnet_kd.lattice import torch_backend
 from espnet_kd.lattice.backends import check_alignable, choose_backend
+from espnet_kd.lattice.bands import prune_ranges
 from espnet_kd.lattice.kept_classes import class_log_probs
 from espnet_kd.lattice.logits import Logits
 from espnet_kd.lattice.masks import LOG_ZERO
 from espnet_kd.lattice.nodes import Layout, Nodes, make_layout
-from espnet_kd.lattice.paths import trace
-from espnet_kd.lattice.pruning import prune_ranges
+from espnet_kd.lattice.paths import nbest_rows, sample_rows, trace
 from espnet_kd.lattice.reading import read_nodes
 
 # Smaller arc posteriors become zero: products with denormal numbers are several times
@@ -190,7 +190,7 @@ class Lattices:
         """
         _check_number(n)
         layout = self.layout
-        rows, scores = self._decoder.nbest_rows(
+        rows, scores = nbest_rows(
             *self._arcs(), layout.frames, layout.symbols, n, self.topology
         )
         paths, lengths, _ = self._trace(rows)
@@ -213,7 +213,7 @@ class Lattices:
         """
         _check_number(n)
         layout = self.layout
-        rows = self._decoder.sample_rows(
+        rows = sample_rows(
             *self._arcs(), layout.frames, layout.symbols, n, self.topology, generator
         )
         return self._trace(rows)

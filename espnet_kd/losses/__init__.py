@@ -10,15 +10,15 @@ from espnet_kd.lattice.logits import FactoredLogits
 from espnet_kd.losses.classes import ClassSet, Collapsed, Full, TopK, class_set
 from espnet_kd.losses.dense import full_kl, topk_kl
 from espnet_kd.losses.divergences import Divergence, divergence_of
-from espnet_kd.losses.ensemble import ensemble_logits
 from espnet_kd.losses.essence import essence_kd
-from espnet_kd.losses.hypotheses import (
+from espnet_kd.losses.lattice import LatticeTerm, lattice_losses, windowed_losses
+from espnet_kd.losses.mean_posterior import ensemble_logits
+from espnet_kd.losses.nodes import path_mask, reduce_nodes
+from espnet_kd.losses.sequences import (
     error_weights,
     full_sum_kd,
     posterior_weights,
 )
-from espnet_kd.losses.lattice import LatticeTerm, lattice_losses, windowed_losses
-from espnet_kd.losses.nodes import path_mask, reduce_nodes
 from espnet_kd.losses.steps import OnlineSteps, StoredSteps, steps_kd
 from espnet_kd.losses.teachers import OnlineTeacher, StoredLattice, StoredPath
 from espnet_kd.losses.topk import topk_targets

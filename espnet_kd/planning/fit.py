@@ -11,7 +11,7 @@ import humanfriendly
 
 from espnet_kd.config.kd_conf import KDConf, parse_kd_conf
 from espnet_kd.config.presets import read_preset
-from espnet_kd.distill.fitting import (
+from espnet_kd.distill.compatibility import (
     check_token_lists,
     compares_frames,
     strides_to_common_rate,

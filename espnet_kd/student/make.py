@@ -8,20 +8,20 @@ from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerMo
 
 from espnet_kd.config.kd_conf import KDConf
 from espnet_kd.distill.batch import Distillation
-from espnet_kd.distill.fitting import (
+from espnet_kd.distill.compatibility import (
     check_token_lists,
     compares_frames,
     strides_to_common_rate,
     with_known_nodes,
 )
+from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.hidden import make_hidden_kd
-from espnet_kd.distill.rates import Rates
 from espnet_kd.distill.signals import Source, SpecialTokens
 from espnet_kd.lattice.backends import TOPOLOGIES
 from espnet_kd.models.branches import frame_rate, nodes_of_model
 from espnet_kd.models.joint import LeanJointNetwork
+from espnet_kd.student.criteria import Recorder
 from espnet_kd.student.model import ASRStudent
-from espnet_kd.student.taps import Recorder
 from espnet_kd.student.transducer import TransducerStudent
 
 STUDENTS = {

@@ -20,7 +20,7 @@ from espnet_kd.distill.batch import BatchKD, Distillation
 from espnet_kd.distill.kinds import TERMS
 from espnet_kd.distill.outputs import Outputs
 from espnet_kd.distill.sharing import distinct_rows
-from espnet_kd.student.taps import AttentionTap, CTCTap, Recorder, TransducerTap
+from espnet_kd.student.criteria import AttentionTap, CTCTap, Recorder, TransducerTap
 
 
 class Student:

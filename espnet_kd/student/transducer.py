@@ -11,8 +11,8 @@ from espnet_kd.lattice.backends import TOPOLOGIES
 from espnet_kd.lattice.masks import length_mask
 from espnet_kd.models import warprnnt
 from espnet_kd.models.joint import LeanJointNetwork, factored_joint
+from espnet_kd.student.criteria import TransducerTap, weighted_sum_per_batch
 from espnet_kd.student.model import Student
-from espnet_kd.student.taps import TransducerTap, weighted_sum_per_batch
 
 
 class TransducerStudent(Student, ESPnetASRTransducerModel):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from espnet_kd.config.fields import option_of
 from espnet_kd.config.losses import LOSSES, fields_of
-from espnet_kd.config.options import option_of
 from espnet_kd.config.reference import EXPERIMENTAL_OPTIONS, experimental, parts
 from espnet_kd.config.schedules import Schedule
 

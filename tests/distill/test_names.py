@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from espnet_kd.config.fields import option_of
 from espnet_kd.config.losses import (
     LATTICE_NODES,
     LOSSES,
@@ -9,7 +10,6 @@ from espnet_kd.config.losses import (
     TransducerLossConf,
     fields_of,
 )
-from espnet_kd.config.options import option_of
 from espnet_kd.distill import (  # noqa: F401
     band,
     frames,

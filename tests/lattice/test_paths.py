@@ -14,6 +14,7 @@ from espnet_kd.lattice import (
     total_score,
 )
 from espnet_kd.lattice.backends import choose_backend
+from espnet_kd.lattice.paths import nbest_rows, sample_rows
 from tests.lattice.alignments import (
     TOPOLOGIES,
     all_sizes,
@@ -46,10 +47,10 @@ def padded(path, symbols, longest):
 
 @pytest.mark.parametrize("n", [1, 2, 7, 50])
 @pytest.mark.parametrize("missing", [0.0, 0.2])
-def test_nbest_are_the_best_of_all(backend, topology, n, missing):
+def test_nbest_are_the_best_of_all(topology, n, missing):
     """More are requested than the smaller lattices have."""
     lattices = random_lattices(n, **all_sizes(4, 3, topology), missing=missing)
-    rows, scores = backend.nbest_rows(*lattices, n, topology)
+    rows, scores = nbest_rows(*lattices, n, topology)
     longest = 4 + 3 if topology == "regular" else 4
     assert rows.shape == (len(lattices.frames), n, longest)
     assert rows.dtype == torch.int64 and scores.dtype == torch.float64
@@ -69,7 +70,7 @@ def test_nbest_are_the_best_of_all(backend, topology, n, missing):
 def test_nbest_of_ties_are_distinct(topology):
     backend = choose_backend("torch", torch.device("cpu"))
     lattices = random_lattices(0, [4, 3], [3, 2], levels=2)
-    rows, scores = backend.nbest_rows(*lattices, 20, topology)
+    rows, scores = nbest_rows(*lattices, 20, topology)
     best = backend.viterbi_rows(*lattices, topology)
     assert torch.equal(rows[:, 0], best)
     for b, paths in enumerate(lattices.listed(topology)):
@@ -79,10 +80,10 @@ def test_nbest_of_ties_are_distinct(topology):
         assert scores[b, :found].tolist() == target
 
 
-def test_nbest_on_a_larger_lattice(backend, topology):
+def test_nbest_on_a_larger_lattice(topology):
     """Descending, distinct, first the best; too many alignments to list."""
     lattices = random_lattices(1, [60, 45, 30], [20, 0, 20], missing=0.05)
-    rows, scores = backend.nbest_rows(*lattices, 30, topology)
+    rows, scores = nbest_rows(*lattices, 30, topology)
     assert torch.equal(
         rows[:, 0],
         choose_backend("torch", torch.device("cpu")).viterbi_rows(*lattices, topology),
@@ -93,12 +94,12 @@ def test_nbest_on_a_larger_lattice(backend, topology):
     assert not scores[1, 1:].isfinite().any()  # no label: one alignment
 
 
-def test_samples_follow_the_posterior(backend, topology):
+def test_samples_follow_the_posterior(topology):
     """Every alignment is drawn with its posterior probability, within 5 deviations."""
     n = 20000
     lattices = random_lattices(2, [4, 3, 2], [3, 1, 2], scale=1.0, missing=0.1)
     generator = torch.Generator().manual_seed(1)
-    rows = backend.sample_rows(*lattices, n, topology, generator)
+    rows = sample_rows(*lattices, n, topology, generator)
     longest = 4 + 3 if topology == "regular" else 4
     assert rows.shape == (3, n, longest) and rows.dtype == torch.int64
     for b, paths in enumerate(lattices.listed(topology)):
@@ -115,7 +116,7 @@ def test_samples_follow_the_posterior(backend, topology):
 def test_samples_follow_the_occupancy_of_a_larger_lattice(backend):
     n = 4000
     lattices = random_lattices(3, [25, 12], [6, 9])
-    rows = backend.sample_rows(*lattices, n, generator=torch.Generator().manual_seed(2))
+    rows = sample_rows(*lattices, n, generator=torch.Generator().manual_seed(2))
     _, blank_use, label_use = backend.forward_backward(*lattices, "regular")
     for b, (frames, symbols) in enumerate([(25, 6), (12, 9)]):
         row = rows[b, :, : frames + symbols]
@@ -130,20 +131,20 @@ def test_samples_follow_the_occupancy_of_a_larger_lattice(backend):
         assert ((visits - target).abs() <= 5 * deviation + 1 / n).all()
 
 
-def test_sampling_is_seeded(backend, topology):
+def test_sampling_is_seeded(topology):
     lattices = random_lattices(4, [6, 5], [3, 2])
     draws = [
-        backend.sample_rows(*lattices, 5, topology, torch.Generator().manual_seed(seed))
+        sample_rows(*lattices, 5, topology, torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     torch.manual_seed(3)
-    first = backend.sample_rows(*lattices, 5, topology)
-    again = backend.sample_rows(*lattices, 5, topology)
+    first = sample_rows(*lattices, 5, topology)
+    again = sample_rows(*lattices, 5, topology)
     assert not torch.equal(first, again)
     torch.manual_seed(3)
-    assert torch.equal(first, backend.sample_rows(*lattices, 5, topology))
+    assert torch.equal(first, sample_rows(*lattices, 5, topology))
 
 
 def logits_batch():

@@ -372,10 +372,13 @@ def sequence_loss(
     sums = []
     for entries in lists:
         s, t = (torch.stack(x) for x in zip(*(scores[n] for n in entries)))
-        if distance == "kl":
-            log_p, log_q = ((x / temperature).log_softmax(0) for x in (s, t))
-            sums.append(temperature**2 * (log_q.exp() * (log_q - log_p)).sum())
+        if distance in ("kl", "reverse_kl", "jsd"):
+            p, q = ((x / temperature).softmax(0) for x in (s, t))
+            m = (p + q) / 2
+            pairs = dict(kl=[(q, p)], reverse_kl=[(p, q)], jsd=[(q, m), (p, m)])
+            terms = [(x * (x / y).log()).sum() for x, y in pairs[distance]]
+            sums.append(temperature**2 * sum(terms) / len(terms))
         else:
             sums.append((s - t).abs().pow({"l1": 1, "l2": 2}[distance]).sum())
-    by_node = loss.get("reduction") == "node" and distance != "kl"
+    by_node = loss.get("reduction") == "node" and distance in ("l1", "l2")
     return sum(sums) / (len(scores) if by_node else len(lists))

@@ -514,6 +514,8 @@ LISTS = [[0, 1, 2], [3], [4, 5]]
 SEQUENCE = [
     dict(nodes="sequence"),
     dict(nodes="sequence", temperature=2.0, weight=0.5),
+    dict(nodes="sequence", distance="reverse_kl", temperature=2.0, reduction="node"),
+    dict(nodes="sequence", distance="jsd"),
     dict(nodes="sequence", distance="l1", weight=0.1),
     dict(nodes="sequence", distance="l2", weight=0.02, reduction="node"),
 ]

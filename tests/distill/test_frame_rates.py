@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from espnet_kd.distill.fitting import strides_to_common_rate
-from espnet_kd.distill.rates import slow_down
+from espnet_kd.distill.compatibility import strides_to_common_rate
+from espnet_kd.distill.frame_rates import slow_down
 
 X = torch.tensor(
     [

@@ -7,7 +7,7 @@ import torch
 
 from espnet_kd.lattice import has_k2, occupancy, total_score
 from espnet_kd.lattice.backends import choose_backend
-from espnet_kd.lattice.pruning import prune_ranges
+from espnet_kd.lattice.bands import prune_ranges
 from tests.lattice.alignments import TOPOLOGIES, in_band, random_lattices
 
 needs_k2 = pytest.mark.skipif(not has_k2(), reason="k2 is not installed")
