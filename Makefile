@@ -1,19 +1,19 @@
-# make demo    the main job: a teacher, a student and the student with KD, on made-up speech
+# make demo    the main job: a teacher, a student and the student with KD, on synthesised speech
 # make demo-small  the same in a few minutes: every stage runs, the models learn nothing
 # make test    the tests
-# make across  two ESPnets (A and C) read each other's models, teach and decode
+# make across  two ESPnets (A and C) load each other's models, train students and decode
 # make lint    black, isort and ruff
 # make docs    the pages of docs/ as HTML, into docs/_build/html
 # make bench   time and memory of the lattice losses, into benchmarks/RESULTS.md
-# make env     the environment alone
-# make plain   what `pip install .` gives without constraints, tried with the small demo
+# make env     only the environment
+# make plain   `pip install .` without constraints, tested with the small demo
 # make espnet-recipes  ESPnet's own recipes, for the drop-in tests (36 MB, into .cache)
 # make clean   delete environments and what the demo made
 #
-# Each builds the environment that it needs, the newest for which a Python is found:
-# ENV=C (Python 3.12 or 3.13), ENV=B (3.11) or ENV=A (3.10, k2) asks for one of them.
+# Each builds the environment that it needs, by default the newest for which a Python is
+# found; ENV=C (Python 3.12 or 3.13), ENV=B (3.11) or ENV=A (3.10, k2) chooses one.
 
-# Not from the shell's environment: clusters set ENV there to a start-up file.
+# Not from the shell's environment: on clusters ENV may be set to a start-up file.
 ENV =
 DEMO_SIZE ?= full
 JOBS ?= 2
@@ -36,11 +36,11 @@ demo-small:
 	@$(MAKE) --no-print-directory demo DEMO_SIZE=small
 	@echo "demo-small shows that every stage runs. Its models learn nothing: make demo"
 
-# The report is named by a path from here.
+# So that the report's path is shown relative to this folder.
 demo demo-small plain: export STARTED_IN = $(CURDIR)
 
-# One thread a worker: several on two cores slow each other down. A file's tests stay
-# together, so that what a file trains once is not trained by every worker.
+# One thread per worker: more would slow each other down on two cores. A file's tests stay
+# together, so that models a file trains once are not trained by every worker.
 test:
 	@$(in_env) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile \
 		--durations 10 $(PYTEST_ARGS)
@@ -63,7 +63,7 @@ bench:
 env:
 	@$(in_env) python -m espnet_kd.bin.doctor
 
-# PYTHON=python3.13 asks for another one. Not the tested versions: the newest there are.
+# PYTHON=python3.13 chooses another one. Installs the newest versions, not the tested ones.
 PYTHON ?= python3.12
 plain:
 	rm -rf .venv-plain

@@ -42,7 +42,7 @@ class HiddenConf(Section):
         NumberOrSchedule(minimum=0), "Factor in the training loss.", 1.0
     )
     teacher_index: int = option(
-        Integer(0), "Which teacher, from 0, in the order of `teacher_config`.", 0
+        Integer(0), "Index of the teacher in `teacher_config`, counted from 0.", 0
     )
 
     def at(self, updates: int) -> HiddenConf:

@@ -42,14 +42,14 @@ class InitConf(Section):
 
     layers: Layers | Mapping[str, Layers] = option(
         Form("even, a list of layers, or a mapping of encoder and decoder", _layers),
-        """`even` (evenly spaced layers, the first and the last among them), a list of
+        """`even` (evenly spaced layers, including the first and the last), a list of
         the teacher's encoder layers, counted from 0, one for each of the student's, or
         a mapping {encoder: even or a list, decoder: even or a list}.""",
         "even",
     )
     teacher_index: int = option(
         Integer(0),
-        "Which teacher, from 0, in the order of `teacher_config`.",
+        "Index of the teacher in `teacher_config`, counted from 0.",
         0,
         experimental=True,
     )

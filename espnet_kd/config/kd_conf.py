@@ -39,7 +39,7 @@ class KDConf(Section):
 
     losses: tuple[Entry, ...] = option(
         _nested("list of losses"),
-        "The KD losses; neither these nor `hidden` switches KD off.",
+        "The KD losses; KD is off if both this and `hidden` are empty.",
         (),
     )
     hidden: tuple[HiddenConf, ...] = option(
@@ -56,41 +56,40 @@ class KDConf(Section):
     )
     rate: str = option(
         Choice(("stride", "pool")),
-        """How the faster side is brought to the frame rate of the slower one where one
-        is an integer multiple of the other: `stride` (every n-th frame) or `pool` (mean
-        of n frames).""",
+        """How the faster side is brought to the frame rate of the slower one, of which
+        it must be an integer multiple: `stride` (every n-th frame) or `pool` (mean of n
+        frames).""",
         "stride",
         experimental=True,
     )
     true_lengths: bool | None = option(
         Switch(),
-        """Encode padded batches with true lengths, with or without KD; null: with KD
-        (losses, or weights in the training data), else as stock ESPnet does.""",
+        """Encode padded batches with true lengths; null: only with KD (`losses`,
+        `hidden`, or weights in the training data), otherwise as in stock ESPnet.""",
         None,
     )
     lean_joint: bool | None = option(
         Switch(),
         """Compute a transducer's joint network in chunks of nodes, without a tensor
-        (B, T, U+1, V), with or without KD; null: with KD, else as stock ESPnet
-        does.""",
+        (B, T, U+1, V); null: only with KD, otherwise as in stock ESPnet.""",
         None,
     )
     tolerance: float = option(
         Number(minimum=0),
-        """The backward pass leaves out nodes of a lattice whose largest gradient is
-        below this fraction of the batch's largest; 0 is exact.""",
+        """The backward pass skips lattice nodes whose largest gradient is below this
+        fraction of the batch's largest; 0 is exact.""",
         0.0,
         experimental=True,
     )
     pruning: PruningConf | None = option(
         _nested("mapping"),
-        "Makes the student sparse while it learns, with or without KD.",
+        "Makes the student sparse during training, with or without KD.",
         None,
     )
     init_from_teacher: InitConf | None = option(
         _nested("mapping"),
-        """Layers that the student takes from a teacher of its width before it is
-        trained, with or without KD.""",
+        """Initialises the student with layers of a teacher of the same width, with or
+        without KD.""",
         None,
     )
 

@@ -22,7 +22,7 @@ from espnet_kd.config.schedules import NumberOrSchedule, Scheduled, section_at
 DIVERGENCES = ("kl", "reverse_kl", "jsd")
 WEIGHTING = option(
     Choice(("none", "occupancy")),
-    """Weights of the nodes: `none` (all count alike) or `occupancy` (by the teacher's
+    """Weights of the nodes: `none` (all count equally) or `occupancy` (the teacher's
     posterior of passing the node, so that nodes that no likely alignment visits count
     less).""",
     "none",
@@ -77,20 +77,19 @@ class NodeLossConf(LossConf):
     classes: str = option(
         Choice(("full", "topk")),
         """Resolution at which posteriors are compared: `full` (the whole vocabulary) or
-        `topk` (the `k` best classes of the teacher; of frames blank is one of them).
-        """,
+        `topk` (the teacher's `k` best classes; on frames always including blank).""",
         "full",
     )
-    k: int = option(Integer(1), "Classes that `topk` keeps.", 8)
+    k: int = option(Integer(1), "Number of classes that `topk` keeps.", 8)
     tail: str = option(
         Choice(("bucket", "renormalize")),
         """What `topk` does with the other classes: `bucket` (one class for all of them)
-        or `renormalize` (the kept ones are made to sum to one).""",
+        or `renormalize` (the kept ones are renormalised to sum to one).""",
         "bucket",
     )
     divergence: str = option(
         Choice(DIVERGENCES),
-        """How far apart the posteriors p of the student and q of the teacher are: `kl`
+        """Divergence between the posteriors p of the student and q of the teacher: `kl`
         (KL(q, p), mean-seeking), `reverse_kl` (KL(p, q), mode-seeking) or `jsd`
         (Jensen-Shannon: the mean of KL(q, m) and KL(p, m) with m = (p + q) / 2).""",
         "kl",
@@ -142,8 +141,8 @@ class TransducerLossConf(NodeLossConf):
     classes: str = option(
         Choice(("full", "topk", "collapsed")),
         """Resolution at which posteriors are compared: `full` (the whole vocabulary),
-        `topk` (the `k` best classes of the teacher; blank is one of them) or
-        `collapsed` ({label, blank, rest}).""",
+        `topk` (the teacher's `k` best classes, always including blank) or `collapsed`
+        ({label, blank, rest}).""",
         "full",
     )
     shift: int = option(
@@ -170,8 +169,8 @@ class BandConf(TransducerLossConf):
 
     nodes = "band"
     compared = (
-        "the `width` rows of each frame that the teacher's alignments use most; those "
-        "of the student's own pruning with `use_k2_pruned_loss`"
+        "the `width` rows of each frame that the teacher's alignments use most; with "
+        "`use_k2_pruned_loss`, those of the student's own pruning"
     )
     is_experimental = True
 
@@ -191,21 +190,21 @@ class PathConf(TransducerLossConf):
 
     window: int = option(
         Integer(1),
-        """Shifts that are tried at each node, from shift - window + 1 to shift; the
-        smallest loss counts. 1 is `shift` alone.""",
+        """Number of shifts tried at each node, from shift - window + 1 to shift; the
+        smallest loss counts. 1 means `shift` only.""",
         1,
         experimental=True,
     )
     paths: str = option(
         Choice(("best", "nbest", "sample")),
-        """Alignments by the teacher that are compared: `best`, the `num_paths` best
+        """The teacher's alignments that are compared: `best`, the `num_paths` best
         (`nbest`), or `num_paths` drawn from its posterior (`sample`).""",
         "best",
         experimental=True,
     )
     num_paths: int = option(
         Integer(1),
-        "Alignments of each utterance, for `nbest` and `sample`.",
+        "Number of alignments per utterance, for `nbest` and `sample`.",
         1,
         experimental=True,
     )
@@ -231,15 +230,15 @@ class SequenceConf(LossConf):
     nodes = "sequence"
     compared = (
         "log P of the whole label sequence; the entries of a batch with the same audio "
-        "are a list of hypotheses"
+        "form a list of hypotheses"
     )
     needs = "any of the branches above, one GPU"
 
     distance: str = option(
         Choice((*DIVERGENCES, "l1", "l2")),
-        """Between sequences: a divergence of the posteriors, renormalised over the list
-        (zero for a single hypothesis), or `l1` or `l2` (between the log-probabilities
-        themselves, without a temperature).""",
+        """Distance between student and teacher: a divergence (of the posteriors,
+        renormalised over the list; zero for a single hypothesis), or `l1` or `l2` (of
+        the log-probabilities themselves, without a temperature).""",
         "kl",
         experimental=(*DIVERGENCES[1:], "l1", "l2"),
     )

@@ -33,11 +33,11 @@ class PruningConf(Section):
     """
 
     sparsity: float = option(
-        Number(minimum=0), "Share of the chosen weights that are zero in the end."
+        Number(minimum=0), "Share of the chosen weights that are zero at the end."
     )
-    end: int = option(Integer(1), "Update after which the masks stay as they are.")
+    end: int = option(Integer(1), "Update after which the masks no longer change.")
     start: int = option(Integer(0), "Update after which weights are first pruned.", 0)
-    every: int = option(Integer(1), "Updates between two choices of the masks.", 100)
+    every: int = option(Integer(1), "Updates after which masks are chosen again.", 100)
     initial_sparsity: float = option(
         Number(minimum=0),
         "Share of zeros after the update `start`.",
@@ -52,8 +52,8 @@ class PruningConf(Section):
     )
     ranking: str = option(
         Choice(("layer", "global")),
-        """Weights are compared within each `layer` (weight matrix), all of which become
-        equally sparse, or `global`, over all of them.""",
+        """Weights are compared within each `layer` (weight matrix), so that all become
+        equally sparse, or across all of them (`global`).""",
         "layer",
         experimental=True,
     )

@@ -71,10 +71,10 @@ def parts() -> list[Part]:
         _part("kd_conf", KDConf, "What is compared, and how strongly."),
         Part(
             LOSSES_PATH,
-            "A list, one entry for each loss. `nodes` says where student and teachers "
-            "are compared: one of the kinds above, or a list of them, which means each "
-            "that all models have. The other fields depend on the nodes; a list takes "
-            "those that all its kinds have.",
+            "A list, one entry for each loss. `nodes` is where student and teachers "
+            "are compared: one of the kinds above, or a list of them, which means a "
+            "loss at each kind that all models have. The other fields depend on the "
+            "nodes; a list accepts the fields that all its kinds have.",
             _rows_of_losses(),
         ),
         _part(
@@ -99,7 +99,7 @@ def parts() -> list[Part]:
         _part(
             "schedule",
             Schedule,
-            "A mapping in place of a number: it goes from `start` to `end` with the "
+            "A mapping in place of a number, which goes from `start` to `end` with the "
             "updates of the student.",
         ),
     ]
@@ -272,8 +272,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _experimental_blocks() -> list[str]:
     return [
         "No preset, recipe or row of results (`conf/kd`, `egs`) uses these. They are "
-        "tested like all others, but what they are worth has not been measured here, "
-        "and they may change.",
+        "tested like all others, but their benefit has not been measured here, and "
+        "they may change.",
         "\n".join(f"* `{path}`" for path in experimental()),
         "The same holds for these options of commands:",
         "\n".join(

@@ -26,11 +26,11 @@ class Schedule(Section):
     schedule: str = option(
         Choice(SHAPES),
         "`linear`, or `cosine` (half a period: slow, fast, slow); `constant` takes "
-        "`start` and nothing else.",
+        "only `start`.",
     )
     start: float = option(Number(), "Value until `begin` updates are done.")
     end: float = option(Number(), "Value once `begin + steps` updates are done.")
-    steps: int = option(Integer(1), "Updates from `start` to `end`; 1 is a jump.")
+    steps: int = option(Integer(1), "Updates from `start` to `end`; 1 is a step.")
     begin: int = option(Integer(0), "Updates before anything changes.", 0)
 
     def __post_init__(self) -> None:
