@@ -44,8 +44,8 @@ def imports_of(command: str, *options: object, cwd: Path = REPO) -> tuple[str, s
         text=True,
     )
     assert answer.returncode == 0, answer.stderr
-    said, _, imported = answer.stdout.rpartition("imported:")
-    return said + answer.stderr, set(imported.split()) & SLOW
+    text, _, imported = answer.stdout.rpartition("imported:")
+    return text + answer.stderr, set(imported.split()) & SLOW
 
 
 def test_all_commands_are_tried():
@@ -54,14 +54,14 @@ def test_all_commands_are_tried():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str):
-    said, slow = imports_of(command, "--help")
-    assert "--help" in said and not slow
+    text, slow = imports_of(command, "--help")
+    assert "--help" in text and not slow
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_option(command: str):
-    said, slow = imports_of(command, "--no_such_option")
-    assert "exit: 2" in said and "usage:" in said and not slow
+    text, slow = imports_of(command, "--no_such_option")
+    assert "exit: 2" in text and "usage:" in text and not slow
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def data(tmp_path: Path) -> Path:
 
 def test_a_kd_set_that_is_there(data: Path):
     words = ("--labelled_data_dir", data, "--output_dir", data / "kd")
-    said, slow = imports_of("kd_set", *words)
-    assert "2 targets" in said and slow == {"lhotse", "torch"}  # Lhotse's
-    said, slow = imports_of("kd_set", *words)
-    assert "is there already" in said and not slow
+    text, slow = imports_of("kd_set", *words)
+    assert "2 targets" in text and slow == {"lhotse", "torch"}  # Lhotse's
+    text, slow = imports_of("kd_set", *words)
+    assert "exists already" in text and not slow
 
 
 def test_a_set_that_is_there(tmp_path: Path):
@@ -88,36 +88,36 @@ def test_a_set_that_is_there(tmp_path: Path):
     for name in "train_teacher", "train_labelled", "train_unlabelled", "valid", "test":
         words += [f"--num_{name}", 1]
     assert "lhotse" in imports_of("prepare_mini", *words)[1]
-    said, slow = imports_of("prepare_mini", *words)
-    assert "already made" in said and not slow
+    text, slow = imports_of("prepare_mini", *words)
+    assert "already made" in text and not slow
 
 
 def test_scores_without_a_model(data: Path):
     output = data / "result.md"
     words = ("--ref", data / "text", "--hyp", "same", data / "text")
-    said, slow = imports_of("report", *words, "--output", output)
-    assert "exit: 0" in said and output.exists() and not slow
+    text, slow = imports_of("report", *words, "--output", output)
+    assert "exit: 0" in text and output.exists() and not slow
 
 
 def test_token_lists(data: Path):
     words = ("--text", data / "text", "--output_dir", data / "tokens")
-    said, slow = imports_of("token_list", *words, "--token_type", "bpe", "--nbpe", 12)
-    assert (data / "tokens" / "bpe.model").exists(), said
+    text, slow = imports_of("token_list", *words, "--token_type", "bpe", "--nbpe", 12)
+    assert (data / "tokens" / "bpe.model").exists(), text
     assert not slow
-    said, slow = imports_of("token_list", *words, "--token_type", "char")
-    assert "t" in (data / "tokens" / "tokens.txt").read_text().split(), said
+    text, slow = imports_of("token_list", *words, "--token_type", "char")
+    assert "t" in (data / "tokens" / "tokens.txt").read_text().split(), text
     assert "espnet2" in slow and "torch" not in slow
 
 
 def test_presets_are_read(tmp_path: Path):
     preset = REPO / "conf" / "kd" / "one_best_path.yaml"
-    said, slow = imports_of("preset", "options", "--kd_config", preset)
-    assert "--labelled_targets" in said and not slow
+    text, slow = imports_of("preset", "options", "--kd_config", preset)
+    assert "--labelled_targets" in text and not slow
 
 
 def test_a_model_that_is_missing():
-    said, slow = imports_of(
+    text, slow = imports_of(
         *("plan", "--hours", 1, "--teacher_parameters", "1e6"),
         *("--student_width", 64, "--teacher_width", 128),
     )
-    assert "give --student_config or --student_parameters" in said and not slow
+    assert "give either --student_config or --student_parameters" in text and not slow

@@ -62,7 +62,7 @@ def test_word_pieces(text: Path, bpemode: str):
         "tokens.txt",
     ]
     assert set(model.encode("a hand", out_type=str)) <= set(tokens)
-    assert "u" not in "".join(pieces[3:])  # utterance ids are no text
+    assert "u" not in "".join(pieces[3:])  # utterance ids are not text
 
 
 def test_symbols_stay_whole(text: Path):
@@ -83,7 +83,7 @@ def test_too_many_pieces_are_refused(text: Path):
 @pytest.mark.parametrize("token_type", ["char", "word", "bpe"])
 def test_a_text_without_transcripts_is_refused(text: Path, token_type: str):
     text.write_text("u1\nu2\n")
-    with pytest.raises(SystemExit, match="text: has no transcript .*labelled set"):
+    with pytest.raises(SystemExit, match="text: has no transcripts .*labelled set"):
         make(text, token_type=token_type)
 
 

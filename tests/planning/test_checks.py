@@ -158,7 +158,7 @@ def test_a_recipe_without_faults(recipe: Path):
         (
             lambda: teacher(ctc_conf=None) or write("exp/teacher/config.yaml", "a: 1"),
             {},
-            "exp/teacher/config.yaml: neither `joint_network_conf`",
+            "exp/teacher/config.yaml: has neither `joint_network_conf`",
         ),
         (
             lambda: teacher(input_size=80),
@@ -192,8 +192,8 @@ def test_a_recipe_without_faults(recipe: Path):
         (
             lambda: Path("exp/stats/valid/text_shape.char").unlink(),
             {},
-            "exp/stats/valid/text_shape.char: not found; run stage 4 of kd.sh, or what "
-            "makes it in asr.sh, first",
+            "exp/stats/valid/text_shape.char: not found; run stage 4 of kd.sh, or its "
+            "equivalent in asr.sh, first",
         ),
         (None, {"teacher_weights": "0"}, "--teacher_weights 0: must be numbers above"),
         (

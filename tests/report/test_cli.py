@@ -183,14 +183,14 @@ def test_missing_utterances_stop_the_report(exp, capsys):
     "more, message",
     [
         (["--baseline", "studnet"], "studnet is not a system"),
-        (["--model", "other", "x.pth"], "there is no --hyp other"),
+        (["--model", "other", "x.pth"], "--hyp other is missing"),
         (["--hyp", "lonely"], "--hyp lonely: a name and at least one text"),
         (["--hyp", "absent", "no/such/text"], "no/such/text"),
-        (["--curve", "kd", "student"], "--curve: the plot lies beside"),
+        (["--curve", "kd", "student"], "--curve: the plot is written beside"),
         (["--curve", "kd", "--output", "x"], "--curve kd: a label and at least"),
-        (["--curve", "kd", "sparse", "--output", "x"], "kd: there is no --hyp sparse"),
-        (["--curve", "a", "student", "--output", "x"], "there is no --model student"),
-        (["--confidence", "95"], "--confidence lies between 0 and 1"),
+        (["--curve", "kd", "sparse", "--output", "x"], "kd: --hyp sparse is missing"),
+        (["--curve", "a", "student", "--output", "x"], "--model student is missing"),
+        (["--confidence", "95"], "--confidence must be between 0 and 1"),
     ],
 )
 def test_wrong_options_are_named(exp, capsys, more, message):
@@ -277,10 +277,13 @@ class TestExperiments:
             (("--output", "exp/all.md"), "put {set} into the name"),
             (("--system", "lonely"), "--system lonely: needs a name and at least"),
             (("--system", "teacher", "exp/kd"), "--system teacher: occurs twice"),
-            (("--baseline", "studnet"), "--baseline studnet: there is no --system"),
-            (("--ref", "ref"), "--ref, --model: belong to --hyp"),
-            (("--model", "teacher", "m.pth"), "--ref, --model: belong to --hyp"),
-            (("--curve", "a", "b", "--output", "x{set}"), "there is no --system b"),
+            (
+                ("--baseline", "studnet"),
+                "--baseline studnet: --system studnet is missing",
+            ),
+            (("--ref", "ref"), "--ref, --model: only used with --hyp"),
+            (("--model", "teacher", "m.pth"), "--ref, --model: only used with --hyp"),
+            (("--curve", "a", "b", "--output", "x{set}"), "--system b is missing"),
         ],
     )
     def test_wrong_options_are_named(self, recipe, capsys, more, message):

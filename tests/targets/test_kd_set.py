@@ -240,7 +240,7 @@ def test_same_options_are_skipped_others_rebuild(shards, capsys):
     before = Path("kd/text").stat().st_mtime_ns
     build(command)
     assert Path("kd/text").stat().st_mtime_ns == before
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     found, _ = build(command, "--nbest 2")
     assert "s2-c-kd2" in found
     cuts = list(read_cuts("unlabelled.jsonl"))[:1]
