@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=WEIGHTS,
         default="uniform",
         help="1/K; softmax over K of posterior_scale * score; or that times "
-        "exp(-beta * WER), with the expected WER if there is not a reference",
+        "exp(-beta * WER), with the expected WER for unlabelled audio",
     )
     targets.add_argument(
         "--posterior_scale",

@@ -1,4 +1,4 @@
-"""``python -m espnet_kd.bin.export`` as a recipe calls it, measuring on real audio."""
+"""``python -m espnet_kd.bin.export`` as called by recipes, measured on real audio."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_measured(exp, recipe, tmp_path, capsys):
         assert low <= ratio <= high and (form != "dense" or ratio == 1)
     assert measured["forms"]["csr"]["wer"] == measured["forms"]["dense"]["wer"]
     back = load_compressed(plain / record["forms"]["csr"]["file"])
-    # The dense file holds what ESPnet renamed under both names.
+    # The dense file has both names of renamed weights.
     state = named_as(back, torch.load(plain / MODEL))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)

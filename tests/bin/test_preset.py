@@ -80,7 +80,7 @@ def test_options_of_training(kd_config: Path, tmp_path: Path):
     )
 
 
-def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path, caplog):
+def test_a_trained_model_is_continued(kd_config: Path, tmp_path: Path, caplog):
     """Its config.yaml's options of model and training are kept, the rest is not."""
     stays = dict(
         max_epoch=3,
@@ -122,7 +122,9 @@ def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path, caplog):
         sparse(kd_config, config, "<blank>\nb\n")
 
 
-def test_only_a_trained_model_goes_on_and_only_pruned(kd_config: Path, tmp_path: Path):
+def test_only_a_trained_model_is_continued_and_only_with_pruning(
+    kd_config: Path, tmp_path: Path
+):
     config = tmp_path / "train.yaml"
     config.write_text("max_epoch: 3\n")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Rows of the report against figures worked out by hand."""
+"""Rows of the report against figures computed by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Words that are left out of the error rate."""
+"""Words that are excluded from the error rate."""
 
 from pathlib import Path
 
