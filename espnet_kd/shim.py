@@ -1,11 +1,11 @@
-"""Stands where `python` stands and lets an unmodified asr.sh run KD.
+"""Replaces `python` so that an unmodified asr.sh runs KD.
 
     ./run.sh --asr_config conf/train_asr_kd.yaml --python "python3 -m espnet_kd.shim"
 
 `-m espnet2.bin.asr_train` and `-m espnet2.bin.asr_transducer_train` become the modules
 of the same name in `espnet_kd.bin`. Everything else (`-m module`, `-c code`, a script)
-runs as python would run it, with a stand-in for `warprnnt_pytorch` where it is missing.
-ESPnet's inference refuses a checkpoint that does not fit, which it would decode with.
+runs as with python, with a stand-in for `warprnnt_pytorch` if it is missing. ESPnet's
+inference refuses a checkpoint that does not fit, instead of decoding with it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 
 def _reading_models(module: str) -> AbstractContextManager:
-    """Within it, ESPnet's inference loads a model whole or refuses it."""
+    """While active, ESPnet's inference loads a model completely or refuses it."""
     if not (module.startswith("espnet2.bin.") and "_inference" in module):
         return nullcontext()
     from espnet_kd.models.loading import whole_models

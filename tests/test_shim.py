@@ -65,7 +65,7 @@ def test_unknown_flags_are_refused():
         shim.main(["-u", "script.py"])
     with pytest.raises(SystemExit, match="cannot pass -m on"):
         shim.main(["-m"])
-    with pytest.raises(SystemExit, match="Stands where `python` stands"):
+    with pytest.raises(SystemExit, match="Replaces `python`"):
         shim.main([])
 
 

@@ -1,9 +1,9 @@
-"""Find what is wrong with a run of kd.sh before its first stage; kd.sh calls this.
+"""Find the faults of a run of kd.sh before its first stage; called by kd.sh.
 
     python -m espnet_kd.bin.check wanted="9 10" asr_config=conf/train.yaml ...
 
-Prints every fault to stderr and exits 1 where there is one. With --dry_run it prints
-the table of the stages too, with an estimate of what they take.
+Prints every fault to stderr and exits with 1 if there are any. With --dry_run it also
+prints the table of the stages, with an estimate of their costs.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def get_parser() -> argparse.ArgumentParser:
         "names",
         nargs="*",
         metavar="NAME=VALUE",
-        help="what kd.sh resolved, see espnet_kd/planning/chain.py",
+        help="values resolved by kd.sh, see espnet_kd/planning/chain.py",
     )
     return parser
 
 
 def chain_of(words: list[str]) -> Chain:
-    """The run that NAME=VALUE words describe.
+    """The run described by NAME=VALUE words.
 
     Raises:
-        ValueError: a name is not known.
+        ValueError: a name is unknown.
     """
     known = {each.name for each in fields(Chain)}
     values: dict = {name: [] for name in LISTS}
@@ -68,19 +68,19 @@ def chain_of(words: list[str]) -> Chain:
 
 
 def estimate(chain: Chain) -> tuple[list[Stage], str]:
-    """The planner's stages, or none, and a line that says how good they are or why
-    there are none. It builds the models, so it imports torch."""
-    said = StringIO()
+    """The planner's stages, if possible, and a line on their accuracy or the reason for
+    their absence. It builds the models, so it imports torch."""
+    messages = StringIO()
     try:
-        with tempfile.TemporaryDirectory() as folder, redirect_stderr(said):
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(messages):
             words = planner_options(chain, _teacher_configs(chain, Path(folder)))
             from espnet_kd.bin import plan
 
             args = plan.get_parser().parse_args(words)
             stages = plan.plan(plan.recipe_of(args))
-    # A configuration that is a fault of its own fails anywhere; faults are told still.
+    # Any error may come from a faulty configuration; faults are still reported.
     except (Exception, SystemExit) as error:
-        reason = said.getvalue().strip().split("\n")[-1]  # of a parser that exits
+        reason = messages.getvalue().strip().split("\n")[-1]  # of a parser that exits
         if not isinstance(error, SystemExit):
             reason = str(error) or type(error).__name__
         return [], f"No estimate: {reason}"
@@ -88,14 +88,14 @@ def estimate(chain: Chain) -> tuple[list[Stage], str]:
     if args.ngpu and int(chain.ngpu):
         training = f"on {args.ngpu} x {args.gpu}"
     return stages, (
-        f"Hours and disk are estimates, good to a factor of two ({training}); "
-        "python -m espnet_kd.bin.plan has more"
+        f"Hours and disk are estimates within a factor of two ({training}); for more "
+        "run python -m espnet_kd.bin.plan"
     )
 
 
 def _teacher_configs(chain: Chain, folder: Path) -> list[Path]:
-    """A training configuration of each teacher: its own, or what a trained one's
-    config.yaml says of the model."""
+    """A training configuration of each teacher: its own, or the model's part of a
+    trained one's config.yaml."""
     configs = []
     for index, teacher in enumerate(chain.teachers):
         if index == 0 and chain.teacher_asr_config:
@@ -106,12 +106,12 @@ def _teacher_configs(chain: Chain, folder: Path) -> list[Path]:
         configs.append(folder / f"{Path(teacher).name}.yaml")
         configs[-1].write_text(yaml.safe_dump(config), encoding="utf-8")
     if not configs:
-        raise ValueError("there is no teacher")
+        raise ValueError("no teacher is given")
     return configs
 
 
 def kd_set_faults(chain: Chain) -> list[str]:
-    """What `espnet_kd.bin.kd_set` would refuse of its options in stage 8."""
+    """Faults that `espnet_kd.bin.kd_set` would find in its options in stage 8."""
     preset = or_none(lambda: read_preset(chain.kd_config))
     if not chain.asks_for(8) or preset is None:
         return []
@@ -119,20 +119,20 @@ def kd_set_faults(chain: Chain) -> list[str]:
     words = [str(x) for k, v in section if v is not None for x in (f"--{k}", v)]
     words += chain.kd_set_args.split()
     data = ["--labelled_data_dir", "-", "--output_dir", chain.kd_data]
-    said = StringIO()
+    messages = StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(messages):
             kd_set.check(kd_set.get_parser().parse_args([*words, *data]))
     except ValueError as error:
         return [f"--kd_config {chain.kd_config}, --kd_set_args: {error}"]
     except SystemExit:
-        reason = said.getvalue().strip().split("error: ")[-1]
+        reason = messages.getvalue().strip().split("error: ")[-1]
         return [f"--kd_config {chain.kd_config}, --kd_set_args: {reason}"]
     return []
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and print; 1 where a fault is found."""
+    """Check and print; 1 if a fault is found."""
     chain = chain_of(args.names)
     found = [*faults(chain), *kd_set_faults(chain)]
     if args.dry_run:

@@ -1,13 +1,13 @@
-"""The one way in which a command parses its options, fails and exits.
+"""How all commands parse their options, fail and exit.
 
     exit code   when
-    0           all is well
-    1           what the input or the machine is at fault for: one message on stderr, no
-                traceback; or what the command itself returns
-    2           options that the parser refuses
-    130, 141    Ctrl-C; nobody reads stdout any more (`| head`), as shells count signals
+    0           success
+    1           faults of the input or the machine: one message on stderr, no traceback;
+                or returned by the command itself
+    2           options refused by the parser
+    130, 141    Ctrl-C; closed stdout (`| head`), as in shells
 
-Any other exception is a fault of this package and keeps its traceback.
+Any other exception is a bug of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INTERRUPTED, UNREAD = 130, 141
 class Help(
     argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
 ):
-    """The docstring of a command as it is, and the default of every option."""
+    """The docstring of a command, unwrapped, and the default of every option."""
 
 
 def new_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -42,15 +42,15 @@ def command(
     get_parser: Callable[[], argparse.ArgumentParser],
     run: Callable[[argparse.Namespace], int | None],
 ) -> Callable[[Sequence[str] | None], int]:
-    """The `main` of a command: parse, `run`, exit as this module says.
+    """The `main` of a command: parse, `run`, exit as described in this module.
 
     Args:
-        get_parser: makes the parser, see `new_parser`.
+        get_parser: returns the parser, see `new_parser`.
         run: does the work; returns the exit code, None for 0.
 
     Returns:
         A function of the command line (None: that of the process), which returns the
-        exit code where `run` ends by itself.
+        exit code if `run` ends normally.
     """
 
     def main(cmd: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def command(
 def ending(
     name: str, expected: tuple[type[Exception], ...] = EXPECTED
 ) -> Iterator[None]:
-    """End the process as this module says, at exceptions of the types `expected`.
+    """End the process as described in this module, at exceptions of types `expected`.
 
     Raises:
         SystemExit: with `name: message`, or with 130 after Ctrl-C.
@@ -83,9 +83,9 @@ def ending(
 
 
 def _errors_of_yaml(expected: tuple) -> tuple[type[Exception], ...]:
-    """A file that is not YAML is an error of a value, but not for the yaml package.
+    """Turn errors of the yaml package, which are not ValueErrors, into ValueErrors.
 
-    It is not imported here: `doctor` must run where it is missing.
+    It is not imported here: `doctor` must run without it.
     """
     yaml = sys.modules.get("yaml")
     return (yaml.YAMLError,) if yaml and ValueError in expected else ()
@@ -97,6 +97,6 @@ def _reader_may_leave() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError as error:
-        # What is left in the buffer goes nowhere, or Python's exit would fail at it.
+        # Discard the rest of the buffer, or Python's exit would fail to write it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(UNREAD) from error

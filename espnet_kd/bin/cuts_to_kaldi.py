@@ -16,16 +16,16 @@ def get_parser() -> argparse.ArgumentParser:
         "--cuts_file", type=Path, required=True, help="manifest: *.jsonl or *.jsonl.gz"
     )
     parser.add_argument(
-        "--data_dir", type=Path, required=True, help="Kaldi folder made"
+        "--data_dir", type=Path, required=True, help="Kaldi folder to write"
     )
     parser.add_argument(
         "--check_audio",
         choices=("true", "false"),
         default="true",
-        help="look at the header of every audio file",
+        help="check the header of every audio file",
     )
     parser.add_argument(
-        "--max_problems", type=int, default=20, help="how many problems are printed"
+        "--max_problems", type=int, default=20, help="number of problems to print"
     )
     return parser
 

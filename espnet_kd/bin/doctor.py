@@ -1,6 +1,6 @@
-"""Say what is installed, what is lacking, and what to do about each lack.
+"""List what is installed and what is missing, with a remedy for each.
 
-The exit code is 0 where the main job (``make demo``) can run, else 1.
+The exit code is 0 if the main job (``make demo``) can run, else 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from espnet_kd.bin.command import command, new_parser
 from espnet_kd.models.versions import TESTED, installed_version, is_checkout
 from espnet_kd.report.sclite import HOW_TO_GET, find_sclite
 
-# What kd.sh runs, and what each of these needs is known when it is imported.
+# Modules that kd.sh runs; importing them shows what is missing.
 STAGES = {
     "training": ("espnet_kd.tasks.asr", "espnet_kd.tasks.asr_transducer"),
     "statistics": ("espnet2.bin.aggregate_stats_dirs", "espnet2.bin.launch"),
@@ -33,7 +33,7 @@ STAGES = {
 }
 OK, LACK, BROKEN = "ok", "lack", "broken"
 _BUILD = "build an environment: make env"
-# As ESPnet 202611's tools/installers/install_k2.sh has it.
+# As in ESPnet 202611's tools/installers/install_k2.sh.
 K2_NEWEST_TORCH = (2, 13, 0)
 
 
@@ -42,10 +42,10 @@ class Finding:
     """One line of the table.
 
     Attributes:
-        name: what was looked at.
-        status: "ok"; "lack" where the main job runs without it; "broken" where not.
+        name: of the checked item.
+        status: "ok"; "lack" if the main job runs without it; "broken" if not.
         found: version, path or error text.
-        remedy: what to do; empty when all is well.
+        remedy: what to do; empty if nothing is needed.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything. Nothing is changed, nothing is fetched."""
+    """Check everything, without changes or downloads."""
     findings = [_python()]
     findings += [_package(name) for name in ("torch", "torchaudio")]
     findings += [_espnet(), *map(_stage, STAGES)]
-    # ESPnet imports the last three in the middle of a training.
+    # ESPnet imports the last three during training.
     for name in (
         "lhotse",
         "sentencepiece",
@@ -86,8 +86,8 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
 
     Args:
         facts: versions under "python", "numpy", "torch", "espnet", "k2", and the CUDA
-            version under "torch_cuda" and "k2_cuda". A name without a value, or with an
-            empty one, is not installed (or built for CPU).
+            version under "torch_cuda" and "k2_cuda". A missing or empty value means not
+            installed (or built for CPU).
     """
     python, numpy, torch, espnet, k2 = (
         _release(facts.get(name, ""))
@@ -100,7 +100,7 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
                 "numpy with ESPnet",
                 BROKEN,
                 f"numpy {facts['numpy']}, ESPnet {facts['espnet']}",
-                'pip install "numpy<1.24", or take ESPnet 202511 or later',
+                'pip install "numpy<1.24", or use ESPnet 202511 or later',
             )
         )
     if k2 and k2 < (1, 24) and python >= (3, 11):
@@ -109,8 +109,8 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
                 "k2 with Python",
                 LACK,
                 f"k2 {facts['k2']}, Python {facts['python']}",
-                "this wheel holds code for Python 3.10 alone: pip uninstall k2, or "
-                "take Python 3.10 (make env ENV=A), or k2's wheel for your torch",
+                "this wheel has code for Python 3.10 only: pip uninstall k2, or use "
+                "Python 3.10 (make env ENV=A), or k2's wheel for your torch",
             )
         )
     if torch >= (2, 6) and espnet and espnet < (202500,):
@@ -120,7 +120,7 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
                 LACK,
                 f"torch {facts['torch']}, ESPnet {facts['espnet']}",
                 "training works, but cannot be resumed (torch.load refuses the "
-                "checkpoint): take torch<2.6, or ESPnet 202511 or later",
+                "checkpoint): use torch<2.6, or ESPnet 202511 or later",
             )
         )
     if k2 and facts.get("torch_cuda") and not facts.get("k2_cuda"):
@@ -129,8 +129,8 @@ def conflicts(facts: dict[str, str]) -> list[Finding]:
                 "k2 with CUDA",
                 LACK,
                 f"torch for CUDA {facts['torch_cuda']}, k2 for CPU",
-                "on a GPU lattices run on the torch backend, until k2's CUDA wheel for "
-                "this torch is installed",
+                "on a GPU lattices use the torch backend; install k2's CUDA wheel for "
+                "this torch",
             )
         )
     return found
@@ -148,8 +148,8 @@ def _facts() -> dict[str, str]:
     for name, read in ("torch_cuda", _torch_cuda), ("k2_cuda", _k2_cuda):
         try:
             facts[name] = read()
-        except Exception:  # a broken import has a line of its own
-            # Unknown is not CPU-only: say nothing of a pair that cannot be compared.
+        except Exception:  # a broken import is reported separately
+            # Unknown is not CPU-only: skip pairs that cannot be compared.
             facts.pop("torch_cuda", None)
     return facts
 
@@ -183,7 +183,7 @@ def _python() -> Finding:
         "Python",
         OK if fits else BROKEN,
         f"{platform.python_version()}, {sys.executable}",
-        "" if fits else "Python 3.10 to 3.13 is needed; then make env",
+        "" if fits else "must be Python 3.10 to 3.13; then make env",
     )
 
 
@@ -206,10 +206,12 @@ def _espnet() -> Finding:
 
     finding = _tried("espnet", look, BROKEN, _BUILD)
     if finding.status == OK and _release(installed_version()) > _release(TESTED[-1]):
-        remedy = f"newer than {TESTED[-1]}, the newest that was tested; see how it goes"
+        remedy = (
+            f"newer than {TESTED[-1]}, the newest tested version; compare a first run"
+        )
         return replace(finding, status=LACK, remedy=remedy)
     if finding.status == OK and _release(installed_version()) < _release(TESTED[0]):
-        remedy = f"older than {TESTED[0]}, the oldest that was tested; take a newer one"
+        remedy = f"older than {TESTED[0]}, the oldest tested version; use a newer one"
         return replace(finding, status=LACK, remedy=remedy)
     return finding
 
@@ -220,14 +222,14 @@ def _stage(name: str) -> Finding:
             importlib.import_module(module)
         return f"can be imported: {', '.join(STAGES[name])}"
 
-    return _tried(name, look, BROKEN, f"{_BUILD}; or install what is named above")
+    return _tried(name, look, BROKEN, f"{_BUILD}; or install the packages named above")
 
 
 def _tried(name: str, look: Callable[[], str], status: str, remedy: str) -> Finding:
-    """What ``look`` says, or the text of its error with ``status`` and ``remedy``."""
+    """The result of ``look``, or its error text with ``status`` and ``remedy``."""
     try:
-        # What an import prints must not get into the JSON; an import of ESPnet tells of
-        # a download and of a package that it does without.
+        # Imports must not print into the JSON; ESPnet's mentions a download and an
+        # optional package.
         nothing = io.StringIO()
         with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
             return Finding(name, OK, look())
@@ -247,21 +249,21 @@ def _k2() -> Finding:
 
     try:
         wheel = k2_wheel(version("torch"), _torch_cuda())
-    except Exception:  # a broken torch has a line of its own
+    except Exception:  # a broken torch is reported separately
         wheel = "k2's wheel for your torch"
     remedy = (
-        f"optional: {wheel}. Without k2 lattices run on the torch backend, and "
+        f"optional: {wheel}. Without k2 lattices use the torch backend, and "
         "asr_transducer's k2-pruned loss is not available"
     )
     return _tried("k2", look, LACK, remedy)
 
 
 def k2_wheel(torch: str, cuda: str) -> str:
-    """Which k2 fits an installed torch; from 2.0 on k2 has a wheel index of its own.
+    """The k2 that fits an installed torch; from 2.0 on k2 has its own wheel index.
 
     Args:
-        torch: its version, say "2.13.0+cu130".
-        cuda: its CUDA version, say "13.0"; empty for a CPU build.
+        torch: its version, e.g. "2.13.0+cu130".
+        cuda: its CUDA version, e.g. "13.0"; empty for a CPU build.
     """
     torch = torch.split("+")[0]
     if _release(torch) < (2, 0):
@@ -273,18 +275,18 @@ def k2_wheel(torch: str, cuda: str) -> str:
     kind = f"cuda{cuda}" if cuda else "cpu"
     return (
         f"k2==1.24.4.dev{build}+{kind}.torch{torch} of k2's own wheel index (its "
-        f"documentation, Installation; +cpu.torch{torch} where there is no GPU)"
+        f"documentation, Installation; +cpu.torch{torch} without a GPU)"
     )
 
 
 def _warprnnt() -> Finding:
     if find_spec("warprnnt_pytorch") is None:
-        return Finding("warprnnt_pytorch", OK, "absent; our stand-in serves")
+        return Finding("warprnnt_pytorch", OK, "absent; our stand-in is used")
     return _tried(
         "warprnnt_pytorch",
         lambda: f"real, {importlib.import_module('warprnnt_pytorch').__file__}",
         LACK,
-        "remove the broken package: our stand-in serves where there is none",
+        "remove the broken package: our stand-in is used without one",
     )
 
 
@@ -295,12 +297,12 @@ def _espeak() -> Finding:
         ctypes.CDLL(espeakng_loader.get_library_path())
         return version("espeakng-loader")
 
-    remedy = "pip install espeakng-loader; it speaks the audio of make demo"
+    remedy = "pip install espeakng-loader; it synthesises the audio of make demo"
     return _tried("espeakng_loader", look, BROKEN, remedy)
 
 
 def _gpu() -> Finding:
-    remedy = "optional: the demo runs on the CPU; for real corpora a GPU is needed"
+    remedy = "optional: the demo runs on the CPU; real corpora need a GPU"
     finding = _tried("GPU", _gpu_names, LACK, remedy)
     return finding if finding.found else Finding("GPU", LACK, "none", remedy)
 
@@ -332,12 +334,12 @@ def _at(path: str | None, name: str, install: str) -> Finding:
 
 
 def can_run(findings: list[Finding]) -> bool:
-    """Whether the main job can run with what was found."""
+    """Whether the main job can run, according to the findings."""
     return all(finding.status != BROKEN for finding in findings)
 
 
 def _show(findings: list[Finding]) -> None:
-    # Plain text: this command has to work where nothing is installed yet.
+    # Plain text: this command must work before anything is installed.
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         print(f"{finding.status:6}  {finding.name:{width}}  {finding.found}")
@@ -354,12 +356,14 @@ def _show(findings: list[Finding]) -> None:
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("doctor", __doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON, no table")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON instead of a table"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look and print; 1 where the main job cannot run."""
+    """Check and print; 1 if the main job cannot run."""
     findings = examine()
     if args.json:
         stated = {

@@ -4,9 +4,9 @@
         --model_file valid.loss.ave.pth --formats csr int8 \\
         --data_dir dump/raw/test --inference_config conf/decode_asr.yaml
 
-Run it from the recipe folder. The new folder is decoded by stock ESPnet, which needs
-nothing of this package. With --data_dir the word error rate and the real-time factor of
-each form are measured; export.md and export.json in the folder hold them.
+Run it from the recipe folder. Stock ESPnet can decode with the new folder, without this
+package. With --data_dir the word error rate and the real-time factor of each form are
+measured and written to export.md and export.json in the folder.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ def get_parser() -> argparse.ArgumentParser:
         "--output_dir",
         type=Path,
         required=True,
-        help="folder to write; it must be new, empty or an earlier export",
+        help="folder to write; must be new, empty or an earlier export",
     )
     parser.add_argument(
         "--formats",
         nargs="*",
         choices=list(INFIXES),
         default=[],
-        help="smaller forms of the weights, beside the dense ones",
+        help="smaller forms of the weights, besides the dense ones",
     )
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
         "--data_dir",
         type=Path,
-        help="Kaldi data folder with text, to measure WER and real-time factor on",
+        help="Kaldi data folder with text, to measure WER and real-time factor",
     )
     measuring.add_argument(
         "--inference_config", type=Path, help="decode YAML of ESPnet: beam_size, ..."
     )
     measuring.add_argument(
-        "--max_utterances", type=positive, help="the first ones; default: all"
+        "--max_utterances", type=positive, help="only the first ones; default: all"
     )
     measuring.add_argument(
         "--repeats", type=positive, default=3, help="passes over the data"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Format a Kaldi data folder as ESPnet trains from it, with speed perturbation."""
+"""Format a Kaldi data folder for ESPnet's training, with speed perturbation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from espnet_kd.data.validate import listing, validate_kaldi
 
 
 def sampling_rate(text: str) -> int:
-    """8k, 16k or 8000."""
+    """Parse 8k, 16k or 8000."""
     return int(float(text[:-1]) * 1000) if text.endswith("k") else int(text)
 
 
@@ -28,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         nargs="+",
         default=[1.0],
-        help="One copy of the set for each speed",
+        help="one copy of the set for each speed",
     )
     return parser
 

@@ -1,7 +1,7 @@
-"""Put kd.sh and conf/kd beside the run.sh of an ESPnet recipe, or take them away again.
+"""Put kd.sh and conf/kd beside the run.sh of an ESPnet recipe, or remove them again.
 
-Nothing else is touched. Links are made, so that the recipe follows the package; copies
-(--copy) stay as they are, and conf/kd/.installed remembers what they were.
+Nothing else is changed. By default these are links, which follow the package; copies
+(--copy) do not change, and conf/kd/.installed records their checksums.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from espnet_kd.data.files import write_folder, write_whole
 
 PACKAGE = Path(espnet_kd.__file__).resolve().parent
 SHIPPED = {"kd.sh": "shipped/asr1/kd.sh", "conf/kd": "shipped/kd"}
-# By what an ESPnet ASR recipe is known.
+# Files that identify an ESPnet ASR recipe.
 OF_A_RECIPE = ("run.sh", "asr.sh", "path.sh", "cmd.sh", "conf", "local")
 RECORD = "conf/kd/.installed"
 
 
 def install(recipe: Path, copy: bool = False) -> list[Path]:
-    """Link or copy `SHIPPED` into a recipe; returns what was put there.
+    """Link or copy `SHIPPED` into a recipe; returns the new paths.
 
     Raises:
-        FileNotFoundError: the folder is no ESPnet ASR recipe.
-        FileExistsError: something that is not ours, or that was changed, is in the way.
+        FileNotFoundError: the folder is not an ESPnet ASR recipe.
+        FileExistsError: a file is in the way that is not ours, or was changed.
     """
     lacking = [name for name in OF_A_RECIPE if not (recipe / name).exists()]
     if lacking:
         raise FileNotFoundError(
-            f"{recipe}: is no ESPnet ASR recipe, {', '.join(lacking)} "
-            f"{'is' if len(lacking) == 1 else 'are'} not there; give a folder like "
-            "egs2/librispeech/asr1"
+            f"{recipe}: not an ESPnet ASR recipe, {', '.join(lacking)} not found; give "
+            "a folder like egs2/librispeech/asr1"
         )
     remove(recipe)
     if copy:
@@ -48,7 +47,7 @@ def install(recipe: Path, copy: bool = False) -> list[Path]:
 
 
 def _copy(recipe: Path) -> None:
-    """The presets with the record of all copies first, so that a kill can be undone."""
+    """Copy the presets and the record of all copies first, so a kill can be undone."""
     program, presets = (PACKAGE / SHIPPED[name] for name in ("kd.sh", "conf/kd"))
     files = {"kd.sh": program}
     files |= {f"conf/kd/{path.name}": path for path in sorted(presets.iterdir())}
@@ -60,14 +59,14 @@ def _copy(recipe: Path) -> None:
 
 
 def remove(recipe: Path) -> list[Path]:
-    """Take away what `install` put into a recipe; returns what was taken away.
+    """Remove what `install` put into a recipe; returns the removed paths.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        FileExistsError: a file is not ours, or was changed since. Nothing is removed.
+        FileNotFoundError: the folder does not exist.
+        FileExistsError: a file is not ours, or was changed since; nothing is removed.
     """
     if not recipe.is_dir():
-        raise FileNotFoundError(f"{recipe}: there is no such folder")
+        raise FileNotFoundError(f"{recipe}: no such folder")
     present = [name for name in SHIPPED if os.path.lexists(recipe / name)]
     recorded = _recorded(recipe)
     for name in present:
@@ -75,7 +74,7 @@ def remove(recipe: Path) -> list[Path]:
         if not path.is_symlink():
             _require_unchanged(recipe, path, recorded)
         elif not _is_our_link(path, SHIPPED[name]):
-            raise FileExistsError(f"{path}: is a link of someone else's; move it away")
+            raise FileExistsError(f"{path}: is not our link; move it away")
     for name in present:
         path = recipe / name
         if path.is_dir() and not path.is_symlink():
@@ -86,7 +85,7 @@ def remove(recipe: Path) -> list[Path]:
 
 
 def _is_our_link(path: Path, shipped: str) -> bool:
-    """A link made by hand counts, and one to a package that has moved since."""
+    """True also for a link made by hand, or to a package that has moved since."""
     is_made_here = os.readlink(path).endswith(f"{PACKAGE.name}/{shipped}")
     return is_made_here or path.resolve() == (PACKAGE / shipped).resolve()
 
@@ -100,16 +99,16 @@ def _require_unchanged(recipe: Path, path: Path, recorded: dict[str, str]) -> No
         if name == RECORD:
             continue
         if name not in recorded:
-            raise FileExistsError(f"{file}: was not put here by us; move it away")
+            raise FileExistsError(f"{file}: was not installed by us; move it away")
         if _digest(file) != recorded[name]:
             raise FileExistsError(
-                f"{file}: was changed since it was put here; move it away (an own "
-                "preset may lie anywhere else, say in conf/)"
+                f"{file}: was changed since it was installed; move it away (your own "
+                "presets may be anywhere else, for example in conf/)"
             )
 
 
 def _recorded(recipe: Path) -> dict[str, str]:
-    """File in the recipe -> its checksum when it was copied there."""
+    """File in the recipe -> its checksum when copied."""
     path = recipe / RECORD
     if (recipe / "conf/kd").is_symlink() or not path.exists():
         return {}
@@ -126,14 +125,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", type=Path, help="a folder like egs2/librispeech/asr1")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
-        "--copy", action="store_true", help="copy the files, where links are no use"
+        "--copy", action="store_true", help="copy the files, if links cannot be used"
     )
-    choice.add_argument("--undo", action="store_true", help="take them away again")
+    choice.add_argument("--undo", action="store_true", help="remove them again")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Install or remove, and tell what."""
+    """Install or remove, and list the paths."""
     if args.undo:
         removed = remove(args.recipe)
         print("\n".join(f"removed {path}" for path in removed) or "nothing to undo")

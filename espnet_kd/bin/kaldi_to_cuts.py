@@ -21,16 +21,16 @@ def get_parser() -> argparse.ArgumentParser:
         help="manifest: *.jsonl or *.jsonl.gz",
     )
     parser.add_argument(
-        "--sampling_rate", type=int, help="of the audio, in Hz; from the data if absent"
+        "--sampling_rate", type=int, help="of the audio, in Hz; default: from the data"
     )
     parser.add_argument(
         "--check_audio",
         choices=("true", "false"),
         default="true",
-        help="look at the header of every audio file",
+        help="check the header of every audio file",
     )
     parser.add_argument(
-        "--max_problems", type=int, default=20, help="how many problems are printed"
+        "--max_problems", type=int, default=20, help="number of problems to print"
     )
     return parser
 

@@ -1,12 +1,12 @@
-"""Build the KD training set from decoded shards: a data folder that ESPnet trains from.
+"""Build the KD training set from decoded shards: a data folder for ESPnet's training.
 
     python -m espnet_kd.bin.kd_set --labelled_data_dir dump/raw/train_100 \\
         --unlabelled exp/kd/hyps.*.jsonl --nbest 4 --weights error_weighted --beta 2 \\
         --max_expected_wer 0.3 --output_dir dump/raw/train_kd
 
 Writes wav.scp, text, utt2spk, spk2utt, utt2num_samples, feats_type, kd_weight (for
-ESPnet's data type text_float), kd_cuts.jsonl.gz and stats.json; with --shape_dir the
-shape files of its training too, so that no statistics stage is needed.
+ESPnet's data type text_float), kd_cuts.jsonl.gz and stats.json; with --shape_dir also
+the shape files of its training, so that a statistics stage is not needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2num_samples")
 
 
 def none_or_str(text: str) -> str | None:
-    """ESPnet writes an absent value as "none"."""
+    """None for "none", ESPnet's form of an absent value."""
     return None if text.lower() in ("none", "null", "") else text
 
 
@@ -43,14 +43,14 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         default=[],
-        help="shards of teacher_decode whose audio has references",
+        help="shards of teacher_decode with references",
     )
     data.add_argument(
         "--unlabelled",
         type=Path,
         nargs="+",
         default=[],
-        help="shards of teacher_decode; a text that they may have is not used",
+        help="shards of teacher_decode; their text, if any, is not used",
     )
     data.add_argument(
         "--labelled_data_dir",
@@ -70,7 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--labelled_targets",
         choices=("reference", "hypotheses", "both"),
         default="reference",
-        help="what --labelled utterances are trained on",
+        help="training targets of --labelled utterances",
     )
     targets.add_argument(
         "--nbest", type=int, default=1, help="hypotheses per utterance"
@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=WEIGHTS,
         default="uniform",
         help="1/K; softmax over K of posterior_scale * score; or that times "
-        "exp(-beta * WER), with the expected WER where there is no reference",
+        "exp(-beta * WER), with the expected WER for unlabelled audio",
     )
     targets.add_argument(
         "--posterior_scale",
@@ -89,21 +89,21 @@ def get_parser() -> argparse.ArgumentParser:
     )
     targets.add_argument("--beta", type=float, default=1.0, help="for error_weighted")
     filters = parser.add_argument_group("filters of hypotheses (fractions, not %)")
-    filters.add_argument("--max_wer", type=float, help="where there is a reference")
+    filters.add_argument("--max_wer", type=float, help="of hypotheses with a reference")
     filters.add_argument(
         "--max_expected_wer",
         type=float,
-        help="where there is none: posterior-weighted WER against the rest of the list",
+        help="of the others: posterior-weighted WER against the rest of the list",
     )
     filters.add_argument("--min_posterior", type=float, help="within the list")
     filters.add_argument(
         "--min_length_ratio",
         type=float,
-        help="words per second over their median in the 1-best of all utterances",
+        help="words per second / their median in the 1-best of all utterances",
     )
-    filters.add_argument("--max_length_ratio", type=float, help="the same, upwards")
+    filters.add_argument("--max_length_ratio", type=float, help="the upper bound")
     shapes = parser.add_argument_group("shape files for ESPnet training")
-    shapes.add_argument("--shape_dir", type=Path, help="where to write them")
+    shapes.add_argument("--shape_dir", type=Path, help="folder to write them to")
     shapes.add_argument("--token_list", type=none_or_str, help="of the student")
     shapes.add_argument(
         "--token_type",
@@ -121,17 +121,17 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Build the set unless it stands there already, made from the same."""
+    """Build the set unless it exists already, made from the same inputs."""
     check(args)
     tokenization = tokenization_of(args)
     options = describe(args)
     if is_done(args, options, tokenization):
-        print(f"{args.output_dir}: is there already, made with the same options")
+        print(f"{args.output_dir}: exists already, made with the same options")
         return
     kd_set = KDSet(spec_of(args))
     with write_folder(args.output_dir) as new:
         stats = build(kd_set, new, options)
-        # Before the folder is in its place: its stats.json means "complete".
+        # Before the folder is renamed: its stats.json means "complete".
         if tokenization is not None:
             write_shapes(args.shape_dir, kd_set.num_samples, kd_set.texts, tokenization)
     print(report(stats, args.output_dir))
@@ -142,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
     if not (args.labelled or args.unlabelled or args.labelled_data_dir):
         raise ValueError("give --labelled, --unlabelled or --labelled_data_dir")
     if args.nbest < 1:
-        raise ValueError(f"nbest={args.nbest}: at least 1 is wanted")
+        raise ValueError(f"nbest={args.nbest}: must be at least 1")
     for name in (
         "beta",
         "posterior_scale",
@@ -154,7 +154,7 @@ def check(args: argparse.Namespace) -> None:
     ):
         value = getattr(args, name)
         if value is not None and not value >= 0:
-            raise ValueError(f"{name}={value}: a number from 0 on is wanted")
+            raise ValueError(f"{name}={value}: must be a number of at least 0")
     if args.shape_dir is not None and args.token_list is None:
         raise ValueError("--shape_dir needs --token_list")
     if args.shape_dir is not None and args.token_type == "bpe" and not args.bpemodel:
@@ -168,7 +168,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def tokenization_of(args: argparse.Namespace) -> Tokenization | None:
-    """How texts become tokens, None where no shape files are wanted."""
+    """How texts become tokens, None without shape files."""
     if args.shape_dir is None:
         return None
     return Tokenization(
@@ -182,7 +182,7 @@ def tokenization_of(args: argparse.Namespace) -> Tokenization | None:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """Options, hashes of every input and the teachers: what decides the result."""
+    """Options, hashes of every input and the teachers, which determine the result."""
     options = {
         key: [str(v) for v in value] if isinstance(value, list) else value
         for key, value in vars(args).items()
@@ -206,7 +206,7 @@ def is_done(
     options: dict[str, Any],
     tokenization: Tokenization | None,
 ) -> bool:
-    """Whether the output stands there complete, made from the same."""
+    """Whether the output exists, complete and made from the same inputs."""
     stats = args.output_dir / STATS
     if not stats.is_file():
         return False
@@ -219,7 +219,7 @@ def is_done(
 
 
 def spec_of(args: argparse.Namespace) -> KDSetSpec:
-    """The set that the options describe."""
+    """The set described by the options."""
     true_texts = args.reference_text and dict(read_table(args.reference_text))
     return KDSetSpec(
         labelled=[read_cuts(path) for path in args.labelled],
@@ -240,7 +240,7 @@ def spec_of(args: argparse.Namespace) -> KDSetSpec:
 
 
 def report(stats: dict[str, Any], output_dir: Path) -> str:
-    """What each filter kept, the weights and the WER of the pseudo-labels, as text."""
+    """Counts after each filter, weights and WER of the pseudo-labels, as text."""
     lines = [f"{'':12}{'left after':18}{'targets':>10}{'utterances':>12}{'hours':>9}"]
     for group, rows in stats["steps"].items():
         for step, row in rows.items():

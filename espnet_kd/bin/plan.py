@@ -1,11 +1,11 @@
-"""Say what a recipe will take before it runs: disk, hours and memory of each stage.
+"""Estimate the costs of a recipe before it runs: disk, hours and memory of each stage.
 
     python -m espnet_kd.bin.plan --hours 100 --unlabelled_hours 860 \\
         --teacher_config conf/train_teacher.yaml \\
         --student_config conf/train_student.yaml --vocabulary 5000 \\
         --kd_config conf/kd/one_best_path.yaml --gpu a100 --ngpu 4
 
-Run it where the training YAMLs lie. Estimates: docs/planning.md says how good they are.
+Run it in the folder of the training YAMLs. For the accuracy see docs/planning.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser("plan", __doc__)
     parser.add_argument("--explain", action="store_true", help="print every formula")
-    parser.add_argument("--json", action="store_true", help="print JSON, no table")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON instead of a table"
+    )
 
     data = parser.add_argument_group("data")
     hours = dict(type=float, metavar="H")
@@ -54,12 +56,12 @@ def get_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--segments",
         action="store_true",
-        help="audio is in segments, behind pipes or at another rate: stage 2 writes it",
+        help="audio is in segments, from pipes or at another rate: stage 2 writes it",
     )
     speech = Speech()
     data.add_argument("--fs", type=int, default=speech.rate, help="sampling rate, Hz")
     data.add_argument(
-        "--seconds", type=float, default=speech.seconds, help="of a mean utterance"
+        "--seconds", type=float, default=speech.seconds, help="of the mean utterance"
     )
     data.add_argument(
         "--longest", type=float, default=speech.longest, help="utterance, seconds"
@@ -68,7 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--labels",
         type=float,
         default=speech.labels,
-        help="tokens a second: of English 4 in pieces of words, 15 in letters",
+        help="tokens per second: for English 4 in word pieces, 15 in letters",
     )
     data.add_argument(
         "--vocabulary", type=int, default=5000, help="tokens in the token list"
@@ -78,12 +80,15 @@ def get_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(
             name, f"give --{name}_config, or --{name}_parameters"
         )
-        several = ", one of each" if number else ""
+        several = ", one for each" if number else ""
         group.add_argument(
             f"--{name}_config", type=Path, nargs=number, help=f"training YAML{several}"
         )
         group.add_argument(
-            f"--{name}_parameters", type=float, nargs=number, help=f"as 95e6{several}"
+            f"--{name}_parameters",
+            type=float,
+            nargs=number,
+            help=f"for example 95e6{several}",
         )
         group.add_argument(
             f"--{name}_width", type=int, default=512, help="of its layers"
@@ -92,7 +97,7 @@ def get_parser() -> argparse.ArgumentParser:
             f"--{name}_joint", type=int, default=0, help="joint network; 0: none"
         )
     trained = parser.add_argument_group(
-        "training", "None: as the training YAML says, else as ESPnet does"
+        "training", "None: from the training YAML, else ESPnet's default"
     )
     trained.add_argument("--max_epoch", type=int, help="of every training")
     trained.add_argument("--batch_bins", type=int, help="of every training, numel")
@@ -102,7 +107,7 @@ def get_parser() -> argparse.ArgumentParser:
 
     kd = parser.add_argument_group("distillation")
     kd.add_argument("--kd_config", help="preset or own file: targets and losses")
-    kd.add_argument("--sparse_config", help="of stage 11; None: it is not run")
+    kd.add_argument("--sparse_config", help="of stage 11; None: it does not run")
     kd.add_argument("--nbest", type=int, default=4, help="hypotheses of stage 6")
     for name, whose in ("inference_config", "student"), (
         "teacher_inference_config",
@@ -113,26 +118,26 @@ def get_parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machines")
     machine.add_argument("--gpu", choices=list(MACHINES), default="v100", help="type")
     machine.add_argument("--ngpu", type=int, default=1, help="GPUs of a training")
-    machine.add_argument("--nj", type=int, default=32, help="jobs on cores of CPUs")
+    machine.add_argument("--nj", type=int, default=32, help="jobs on CPU cores")
     machine.add_argument(
         "--gpu_inference",
         type=_bool,
         metavar="BOOL",
         default=False,
-        help="decode there",
+        help="decode on GPUs",
     )
     machine.add_argument(
         "--utilisation",
         type=float,
         default=training.UTILISATION,
-        help="of the GPU's peak rate while it multiplies matrices",
+        help="of the GPU's peak rate during matrix products",
     )
     return parser
 
 
 def _bool(text: str) -> bool:
     if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text}: true or false")
+        raise argparse.ArgumentTypeError(f"{text}: must be true or false")
     return text == "true"
 
 
@@ -155,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """What the command line asks for."""
+    """The recipe described by the command line."""
     if min(args.hours, args.seconds, args.utilisation) <= 0:
         raise ValueError("--hours, --seconds and --utilisation must be above 0")
     longest = max(args.longest, args.seconds)
@@ -206,7 +211,7 @@ def _models(args: argparse.Namespace, name: str, speech: Speech) -> list[Model]:
         for field in ("config", "parameters", "width", "joint")
     )
     if (config is None) == (parameters is None):
-        raise ValueError(f"give --{name}_config or --{name}_parameters, one of them")
+        raise ValueError(f"give either --{name}_config or --{name}_parameters")
     if parameters is not None:
         return [of_size(x, width, args.vocabulary, joint) for x in _list(parameters)]
     return [of_config(x, args.vocabulary, speech) for x in _list(config)]
@@ -229,7 +234,7 @@ def _settings(config: dict, args: argparse.Namespace) -> Settings:
 
 
 def _teaching(preset: dict, teachers: list[Model]) -> Teaching | None:
-    """Whether teachers are in memory during training, and what they are asked."""
+    """The teachers that run during training, and the use of them, if any."""
     conf = parse_kd_conf(preset.get("kd_conf") or {})
     if not conf.losses and not conf.hidden:
         return None
@@ -241,7 +246,7 @@ def _reads(loss: LossConf) -> int:
     """How often a loss reads the teacher's lattice."""
     if loss.nodes not in (*LATTICE_NODES, "sequence"):
         return 0
-    # Losses over all classes read it backward too.
+    # Losses over all classes also read it in the backward pass.
     return 2 if isinstance(loss, LatticeConf) and loss.classes == "full" else 1
 
 

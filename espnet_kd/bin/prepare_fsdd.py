@@ -25,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--fsdd_dir",
         type=Path,
         default=Path("downloads/free-spoken-digit-dataset"),
-        help="the data set: holds recordings/",
+        help="the data set, with recordings/",
     )
     add_options(parser, SIZES, snr=(0.0, 20.0))
     return parser

@@ -16,12 +16,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--corpus_dir",
         type=Path,
         default=Path("downloads"),
-        help="the folder LibriSpeech/, or the one that holds it",
+        help="the folder LibriSpeech/, or its parent",
     )
     parser.add_argument(
         "--manifest_dir",
         type=Path,
-        help="what `lhotse prepare librispeech` wrote; the corpus is not read then",
+        help="output of `lhotse prepare librispeech`, read instead of the corpus",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("data"), help="made")
     parser.add_argument(
@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=librispeech.PARTS,
         default=list(librispeech.PARTS),
         metavar="PART",
-        help="of the corpus; a set is made where all of its parts are among these",
+        help="of the corpus; a set is made if all of its parts are given",
     )
     parser.add_argument(
         "--check_counts",
@@ -39,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="whether each set must have as many utterances as the corpus",
     )
     parser.add_argument(
-        "--num_jobs", type=int, default=8, help="audio files read at a time"
+        "--num_jobs", type=int, default=8, help="audio files read in parallel"
     )
     return parser
 

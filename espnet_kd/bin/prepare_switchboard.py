@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--transcripts_dir",
         type=Path,
         required=True,
-        help="Mississippi State's transcripts: holds swb_ms98_transcriptions/",
+        help="Mississippi State's transcripts, with swb_ms98_transcriptions/",
     )
     parser.add_argument(
         "--eval2000_dir", type=Path, required=True, help="audio, LDC2002S09"
@@ -43,7 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="*",
         default=[],
-        help="transcripts of Fisher, LDC2004T19 and LDC2005T19: text for an LM",
+        help="transcripts of Fisher, LDC2004T19 and LDC2005T19, as text for an LM",
     )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("data"), help="the recipe's data/"
@@ -55,19 +55,21 @@ def get_parser() -> argparse.ArgumentParser:
         "--check_counts",
         choices=("true", "false"),
         default="true",
-        help="false: take a part of the corpora as it is",
+        help="false: accept a part of the corpora",
     )
-    parser.add_argument("--num_jobs", type=int, default=8, help="calls read at a time")
+    parser.add_argument(
+        "--num_jobs", type=int, default=8, help="calls read in parallel"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Prepare, write."""
-    if find_sclite() is None:  # told now, for scoring comes after days of training
+    if find_sclite() is None:  # reported now, as scoring comes after days of training
         logging.warning(
-            f"eval2000 is scored by sclite, not found; get it: {HOW_TO_GET}"
+            f"sclite: not found; needed to score eval2000. Install it: {HOW_TO_GET}"
         )
-    # Not the corpora's folders: what is done stays done where they are not named.
+    # Without the corpora's folders, so that a later run need not name them.
     options = dict(num_dev=args.num_dev, check_counts=args.check_counts)
     lm_text = args.output_dir / "local" / "other_text" / "text"
     once(args.output_dir, options, lambda: _prepare(args))
@@ -96,13 +98,13 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    # Latin 1 as in the distribution: sclite and the glm know no other encoding.
+    # Latin 1 as in the distribution, which sclite and the glm expect.
     write_text(path, text, "latin-1")
 
 
 def _write_fisher(folders: list[Path], output: Path) -> None:
-    """The text of all calls below the folders, under asr.sh's name for such text."""
-    # The transcripts lie in data/trans, BBN's in data/bbn_orig under other names.
+    """Write the text of all calls below the folders, under asr.sh's name for it."""
+    # The transcripts are in data/trans, BBN's in data/bbn_orig under other names.
     paths = [path for f in folders for path in files_below(f, "fe_03_*.txt")]
     if not paths:
         raise FileNotFoundError(

@@ -20,13 +20,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--wsj0_dir",
         type=Path,
         required=True,
-        help="WSJ0 (LDC93S6A or LDC93S6B): holds the discs 11-1.1 to 11-15.1",
+        help="WSJ0 (LDC93S6A or LDC93S6B), with the discs 11-1.1 to 11-15.1",
     )
     parser.add_argument(
         "--wsj1_dir",
         type=Path,
         required=True,
-        help="WSJ1 (LDC94S13A or LDC94S13B): holds the discs 13-1.1 to 13-34.1",
+        help="WSJ1 (LDC94S13A or LDC94S13B), with the discs 13-1.1 to 13-34.1",
     )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("data"), help="the recipe's data/"
@@ -35,23 +35,23 @@ def get_parser() -> argparse.ArgumentParser:
         "--transcripts",
         choices=TRANSCRIPTS,
         default="dot",
-        help="dot: as ESPnet's recipe; lsn: words without noise; ptx: the prompts",
+        help="dot: as in ESPnet's recipe; lsn: words without noise; ptx: the prompts",
     )
     parser.add_argument(
         "--check_counts",
         choices=("true", "false"),
         default="true",
-        help="false: take a part of the corpus as it is",
+        help="false: accept a part of the corpus",
     )
     parser.add_argument(
-        "--num_jobs", type=int, default=4, help="audio headers read at a time"
+        "--num_jobs", type=int, default=4, help="audio headers read in parallel"
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Prepare, write."""
-    # What decides the data: not where on this machine the corpus lies.
+    # Everything that determines the data, without the location of the corpus.
     options = {name: getattr(args, name) for name in ("transcripts", "check_counts")}
     once(args.output_dir, options, lambda: _prepare(args))
 

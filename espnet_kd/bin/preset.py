@@ -2,8 +2,8 @@
 """Read a KD preset (conf/kd/*.yaml): options of kd_set, or a training configuration.
 
 A preset has up to three sections: `kd_set` holds options of the command of that name,
-`kd_conf` the KD losses of training, `training` other options of training, which go
-before those of the model's own configuration.
+`kd_conf` the KD losses of training, `training` other options of training, which
+override the model's own configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from espnet_kd.config.presets import merged, read_preset
 from espnet_kd.data.files import write_text
 from espnet_kd.models.config import read_token_list
 
-# What a trained model's config.yaml says of one run and its data.
+# Fields of a trained model's config.yaml that are specific to one run and its data.
 OF_ONE_RUN = re.compile(
     "config|print_config|log_level|dry_run|output_dir|ngpu|dist_.*|local_rank"
     "|multiprocessing_distributed|collect_stats|write_collected_feats|resume|required"
@@ -45,27 +45,29 @@ def merge(args: argparse.Namespace) -> None:
 
 
 def sparse(args: argparse.Namespace) -> None:
-    """Write a configuration that goes on training a trained model (--asr_config: its
+    """Write a configuration that continues the training of a model (--asr_config: its
     config.yaml) with the preset's `kd_conf`, which prunes."""
     config = read_yaml(args.asr_config)
     if "model_conf" not in config:
-        raise ValueError(f"{args.asr_config}: is no config.yaml of a trained model")
+        raise ValueError(
+            f"{args.asr_config}: must be the config.yaml of a trained model"
+        )
     preset = read_preset(args.kd_config)
     if not (preset.get("kd_conf") or {}).get("pruning"):
         raise ValueError(
-            f"{args.kd_config}: kd_conf.pruning is not there, and makes a student "
-            "sparse; see conf/kd/sparse.yaml"
+            f"{args.kd_config}: kd_conf.pruning is missing, which is needed to make a "
+            "student sparse; see conf/kd/sparse.yaml"
         )
     if read_token_list(args.token_list) != config["token_list"]:
         raise ValueError(
-            f"{args.token_list}: is not the token list of {args.asr_config}; give "
+            f"{args.token_list}: must be the token list of {args.asr_config}; give "
             "--token_list and --bpemodel of that model"
         )
     config = {k: v for k, v in config.items() if not OF_ONE_RUN.fullmatch(k)}
     unknown = config.keys() - _options_of(args.asr_config)
     if unknown:
         logging.warning(
-            f"{args.asr_config}: not known to this ESPnet and left out: "
+            f"{args.asr_config}: left out, as unknown to this ESPnet: "
             f"{', '.join(sorted(unknown))}"
         )
     config = {name: value for name, value in config.items() if name not in unknown}
@@ -73,7 +75,7 @@ def sparse(args: argparse.Namespace) -> None:
 
 
 def _options_of(config: str) -> set[str]:
-    """What the task that trained a model takes in this version of ESPnet."""
+    """The options of a model's task in this version of ESPnet."""
     from espnet_kd.models.config import task_of
     from espnet_kd.models.versions import default_config
     from espnet_kd.tasks.asr import ASRKDTask
@@ -105,13 +107,13 @@ def get_parser() -> argparse.ArgumentParser:
             one.add_argument("--output_file", required=True)
         if each is sparse:
             one.add_argument(
-                "--token_list", required=True, help="The model must have this one"
+                "--token_list", required=True, help="must be that of the model"
             )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command that was asked for."""
+    """Run the chosen command."""
     args.run(args)
 
 

@@ -1,7 +1,7 @@
 """Compare systems on a test set: error rates, their confidence, sizes and plots.
 
-Systems are named by their hypotheses (--ref, --hyp, --model) or, where kd.sh decoded
-them, by their experiment folders (--system): then there is a table for each test set.
+Systems are given by their hypotheses (--ref, --hyp, --model) or, if decoded by kd.sh,
+by their experiment folders (--system), with a table for each test set.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "PTH"),
-        help="the model file of a system, to count its parameters; where many of them "
-        "are zero, its layers and multiply-adds too, with the config.yaml beside it",
+        help="the model file of a system, to count its parameters; if many of them are "
+        "zero, also its layers and multiply-adds, with the config.yaml beside it",
     )
     add_system_option(choice)
     parser.add_argument(
         "--inference_tag",
         default="decode",
-        help="with --system: the decoding of each experiment, as kd.sh calls it",
+        help="with --system: name of the decoding in each experiment, as in kd.sh",
     )
     parser.add_argument(
         "--inference_asr_model",
         default="valid.acc.ave.pth",
-        help="with --system: the checkpoint in each experiment that decoded; that of "
-        "the first run is counted as by --model",
+        help="with --system: the decoded checkpoint of each experiment; that of the "
+        "first run is counted as with --model",
     )
     parser.add_argument(
         "--data_dir",
         default="dump/raw",
-        help="with --system: where the references are, <data_dir>/<set>/text",
+        help="with --system: folder of the references, <data_dir>/<set>/text",
     )
     parser.add_argument(
         "--curve",
@@ -70,18 +70,16 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("LABEL", "NAME"),
-        help="a line through the systems of these names in a plot of error rate "
-        "against sparsity, <output>_sparsity.png; give the option once per line",
+        help="a line through the named systems in a plot of error rate against "
+        "sparsity, <output>_sparsity.png; give the option once per line",
     )
     parser.add_argument(
-        "--teacher", help="system whose size the others are compared with"
+        "--teacher", help="system with whose size the others are compared"
     )
     parser.add_argument(
-        "--baseline", help="system whose error rate the others should beat"
+        "--baseline", help="system whose error rate the others should improve"
     )
-    parser.add_argument(
-        "--ceiling", help="system at the far end of the gap to be closed"
-    )
+    parser.add_argument("--ceiling", help="system that defines a closed gap")
     parser.add_argument(
         "--unit", choices=("word", "char"), default="word", help="WER or CER"
     )
@@ -95,14 +93,14 @@ def get_parser() -> argparse.ArgumentParser:
         "--resamples", type=int, default=10_000, help="number of bootstrap resamples"
     )
     parser.add_argument(
-        "--confidence", type=float, default=0.95, help="share that the interval covers"
+        "--confidence", type=float, default=0.95, help="coverage of the interval"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument(
         "--output",
         type=Path,
-        help="Markdown file; the same name with .json, and with .png where models are "
-        "known, is written beside it. {set} in it becomes the name of the test set",
+        help="Markdown file; .json and, with models, .png are written beside it. {set} "
+        "in its name becomes the name of the test set",
     )
     return parser
 
@@ -129,7 +127,7 @@ class Comparison(NamedTuple):
 def run(args: argparse.Namespace) -> None:
     """Score, compare, print tables, write the files. ``args``: see `get_parser`."""
     if not 0 < args.confidence < 1 or args.resamples < 1:
-        raise ValueError("--confidence lies between 0 and 1, --resamples is 1 or more")
+        raise ValueError("--confidence must be between 0 and 1, --resamples at least 1")
     if not args.system:
         _report(_of_files(args), args)
         return
@@ -139,16 +137,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _of_files(args: argparse.Namespace) -> Comparison:
-    """What --ref, --hyp and --model name."""
+    """The systems given by --ref, --hyp and --model."""
     if args.ref is None:
-        raise ValueError("--ref: the references are needed beside --hyp")
+        raise ValueError("--ref: the references are needed with --hyp")
     names = [name for name, *_ in args.hyp]
     for name, path in args.model:
         if name not in names:
-            raise ValueError(f"--model {name} {path}: there is no --hyp {name}")
+            raise ValueError(f"--model {name} {path}: --hyp {name} is missing")
     for name, *paths in args.hyp:
         if not paths:
-            raise ValueError(f"--hyp {name}: a name and at least one text file, please")
+            raise ValueError(f"--hyp {name}: needs a name and at least one text file")
         if names.count(name) > 1:
             raise ValueError(f"two systems are called {name}")
     return Comparison(
@@ -162,23 +160,23 @@ def _of_files(args: argparse.Namespace) -> Comparison:
 
 
 def _of_experiments(args: argparse.Namespace) -> dict[str, Comparison]:
-    """What --system names, for each test set that was decoded."""
+    """The systems given by --system, for each decoded test set."""
     if args.ref is not None or args.model:
         raise ValueError(
-            "--ref, --model: belong to --hyp; with --system give --data_dir and "
+            "--ref, --model: only used with --hyp; with --system give --data_dir and "
             "--inference_asr_model"
         )
     systems = systems_of(args.system)
     roles = Roles(args.teacher, args.baseline, args.ceiling)
     for role, name in vars(roles).items():
         if name is not None and name not in systems:
-            raise ValueError(f"--{role} {name}: there is no --system {name}")
+            raise ValueError(f"--{role} {name}: --system {name} is missing")
     curves = _curves(args)
     found = find_decoded(systems, args.inference_tag)
     if len(found) > 1 and args.output and "{set}" not in str(args.output):
         raise ValueError(
             f"--output {args.output}: {', '.join(found)} were decoded, and each needs "
-            "a file of its own; put {set} into the name"
+            "its own file; put {set} into the name"
         )
     models = {x: f"{exps[0]}/{args.inference_asr_model}" for x, exps in systems.items()}
     return {
@@ -195,7 +193,7 @@ def _of_experiments(args: argparse.Namespace) -> dict[str, Comparison]:
 
 
 def _roles_among(names: Collection[str], roles: Roles) -> Roles:
-    """Without those of systems that are left out; no ceiling without a baseline."""
+    """The roles without omitted systems; a ceiling needs a baseline."""
     kept = {role: name for role, name in vars(roles).items() if name in names}
     if "baseline" not in kept:
         kept.pop("ceiling", None)
@@ -214,7 +212,7 @@ def _output_of(test_set: str, output: Path | None) -> Path | None:
 
 
 def _report(this: Comparison, args: argparse.Namespace) -> None:
-    """A table on stdout, and the files of --output."""
+    """Print a table, and write the files of --output."""
     refs = read_text(this.ref)
     sizes, is_sparse = _sizes(this.models) if this.models else ({}, False)
     systems = []
@@ -223,7 +221,7 @@ def _report(this: Comparison, args: argparse.Namespace) -> None:
         systems.append(System(name, runs, sizes.get(name)))
     rows = summarise(systems, this.roles, args.resamples, args.seed, args.confidence)
 
-    # Unless one is sparse, no ESPnet model needs to be built.
+    # ESPnet models are only built if one is sparse.
     weights = _weights(this.models) if is_sparse or this.curves else {}
     sparse = {name: each for name, each in weights.items() if each.is_sparse}
     shown = weights if sparse else {}
@@ -249,17 +247,19 @@ def _report(this: Comparison, args: argparse.Namespace) -> None:
 
 def _curves(args: argparse.Namespace) -> list[Curve]:
     if args.curve and args.output is None:
-        raise ValueError("--curve: the plot lies beside the report, give --output")
+        raise ValueError(
+            "--curve: the plot is written beside the report; give --output"
+        )
     known = {"--hyp": args.hyp, "--model": args.model}
     if args.system:
         known = {"--system": args.system}
     for label, *names in args.curve:
         if not names:
-            raise ValueError(f"--curve {label}: a label and at least one name, please")
+            raise ValueError(f"--curve {label}: needs a label and at least one name")
         for name in names:
             for option, given in known.items():
                 if name not in [each for each, *_ in given]:
-                    raise ValueError(f"--curve {label}: there is no {option} {name}")
+                    raise ValueError(f"--curve {label}: {option} {name} is missing")
     return [Curve(label, names) for label, *names in args.curve]
 
 

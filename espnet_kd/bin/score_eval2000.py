@@ -25,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--data_dir",
         type=Path,
         default=Path("data/eval2000"),
-        help="folder of the files stm and glm",
+        help="folder with the files stm and glm",
     )
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument(
@@ -34,16 +34,16 @@ def get_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "TEXT"),
-        help="a system and the Kaldi text file of what it decoded, as it decoded it; "
-        "give the option once per system",
+        help="a system and the Kaldi text file of its unchanged hypotheses; give the "
+        "option once per system",
     )
     add_system_option(choice)
     parser.add_argument(
         "--inference_tag",
         default="decode",
-        help="with --system: the decoding of each experiment, as kd.sh calls it",
+        help="with --system: name of the decoding in each experiment, as in kd.sh",
     )
-    parser.add_argument("--baseline", help="system that the others should beat")
+    parser.add_argument("--baseline", help="system that the others should improve")
     parser.add_argument("--output", type=Path, help="Markdown file")
     return parser
 
@@ -73,7 +73,7 @@ def _table(args: argparse.Namespace) -> str:
 
 
 def _texts(args: argparse.Namespace) -> dict[str, list[Path]]:
-    """The hypotheses of each system's runs; those of --system that decoded the set."""
+    """The hypotheses of each system's runs; of --system, if it decoded the set."""
     if args.hyp:
         return {name: [Path(path)] for name, path in args.hyp}
     found = find_decoded(systems_of(args.system), args.inference_tag)

@@ -1,6 +1,6 @@
-"""Write the words of a Kaldi text file that are scored, as asr.sh chooses them.
+"""Write the scored words of a Kaldi text file, selected as by asr.sh.
 
-The recipe's local/wer_output_filter (Kaldi) may choose further.
+The recipe's local/wer_output_filter (Kaldi) may filter further.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nlsyms_txt",
         default="none",
-        help="file of words that are left out, one a line",
+        help="file of words to leave out, one per line",
     )
     parser.add_argument(
-        "--filter", help="program that the lines pass through, say wer_output_filter"
+        "--filter", help="program that filters the lines, e.g. wer_output_filter"
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, choose, write."""
+    """Read, filter, write."""
     cleaner, symbols = None, frozenset()
     if args.cleaner != "none":
         cleaner = args.cleaner

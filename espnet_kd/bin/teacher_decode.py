@@ -1,4 +1,4 @@
-"""Decode cuts with a teacher: an n-best list for each utterance, a shard for each job.
+"""Decode cuts with a teacher: an n-best list per utterance, a shard per job.
 
     python -m espnet_kd.bin.teacher_decode \\
         --data_dir dump/raw/train --key_file keys.1 \\
@@ -6,9 +6,9 @@
         --teacher_model_file exp/asr_teacher/valid.acc.ave.pth \\
         --inference_config conf/decode_asr.yaml --nbest 8 --output_file hyps.1.jsonl
 
-Run it from the teacher's recipe folder. The searches are ESPnet's own. Labelled audio
-gets the WER of each hypothesis, unlabelled audio does without. A job that was stopped
-goes on where it stopped; a shard of another teacher or other options is refused.
+Run it from the teacher's recipe folder. The searches are ESPnet's own. For labelled
+audio the WER of each hypothesis is stored too. An interrupted job resumes where it
+stopped; a shard of another teacher or other options is refused.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     teacher.add_argument(
         "--nbest",
         type=positive,
-        help="length of the list, duplicates merged after; default: the YAML's, or 1",
+        help="length of the list before merging duplicates; default: the YAML's, or 1",
     )
     teacher.add_argument("--lm_train_config", type=Path, help="config.yaml of an LM")
     teacher.add_argument("--lm_file", type=Path, help="checkpoint of the LM")
@@ -73,15 +73,15 @@ def positive(text: str) -> int:
     """A whole number of at least 1."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
     return number
 
 
 def run(args: argparse.Namespace) -> None:
-    """Decode what is missing in the shard."""
+    """Decode the utterances that are missing in the shard."""
     if args.output_file.suffix != ".jsonl":
         raise ValueError(
-            f"output_file={args.output_file}: the shard is a plain .jsonl file, which "
+            f"output_file={args.output_file}: must end in .jsonl, a plain file, which "
             "can be resumed after a kill"
         )
     if (args.lm_train_config is None) != (args.lm_file is None):
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
 def fingerprint(
     args: argparse.Namespace, config: dict, options: dict, ids: list[str]
 ) -> fp.Fingerprint:
-    """Everything that decides what the shard holds."""
+    """Everything that determines the content of the shard."""
     normalize = config.get("normalize_conf") or {}
     bpemodel = config.get("bpemodel")
     return {
@@ -129,7 +129,7 @@ def fingerprint(
         "lm_config": fp.hash_file(args.lm_train_config),
         "lm": fp.hash_file(args.lm_file),
         "ngram": fp.hash_file(args.ngram_file),
-        # Batches change no more than the rounding.
+        # Batches only change the rounding.
         "inference": {k: v for k, v in options.items() if k != "batch_size"},
         "seed": args.seed,
         "utterances": len(ids),
@@ -138,19 +138,19 @@ def fingerprint(
 
 
 def check_shard(shard: Path, made_by: fp.Fingerprint) -> None:
-    """Refuse a shard that something else made; mend a torn last line."""
+    """Refuse a shard made with other settings; repair an incomplete last line."""
     if not shard.is_file():
         return
     old = fp.read_fingerprint(shard)
     if old is None:
         raise ValueError(
-            f"{shard}: exists without {fp.fingerprint_path(shard).name}, so nobody "
-            "knows which teacher made it; remove it or give another --output_file"
+            f"{shard}: exists without {fp.fingerprint_path(shard).name}, so its "
+            "teacher is unknown; remove it or give another --output_file"
         )
-    remedy = "Remove the shard to decode anew, or give another --output_file."
+    remedy = "Remove the shard to decode again, or give another --output_file."
     fp.require_same(old, made_by, shard, remedy)
     if shards.cut_torn_line(shard):
-        print(f"{shard}: the last line was torn by a kill; its utterance is done again")
+        print(f"{shard}: the last line is incomplete; its utterance is decoded again")
 
 
 def load_decoder(args: argparse.Namespace, options: dict) -> TeacherDecoder:
@@ -161,7 +161,7 @@ def load_decoder(args: argparse.Namespace, options: dict) -> TeacherDecoder:
     torch.set_num_threads(args.num_threads)
     set_all_random_seed(args.seed)
     if args.ngpu and not torch.cuda.is_available():
-        raise ValueError("ngpu=1: torch sees no GPU here; give --ngpu 0")
+        raise ValueError("ngpu=1: torch does not find a GPU; give --ngpu 0")
     return TeacherDecoder(
         args.teacher_config,
         args.teacher_model_file,

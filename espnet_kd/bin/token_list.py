@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make ESPnet's token list (and the word piece model) from the text of a data set."""
+"""Make ESPnet's token list (and word piece model) from the text of a data set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def train_word_pieces(
     """Write bpe.model and bpe.vocab of `nbpe` pieces.
 
     Raises:
-        ValueError: the text does not allow that many pieces.
+        ValueError: the text is too small for that many pieces.
     """
     import sentencepiece
 
@@ -38,7 +38,9 @@ def train_word_pieces(
             minloglevel=1,
         )
     except RuntimeError as error:
-        raise ValueError(f"{text}: nbpe {nbpe} does not fit it: {error}") from error
+        raise ValueError(
+            f"{text}: nbpe {nbpe} does not fit this text: {error}"
+        ) from error
 
 
 def pieces(vocab: Path) -> list[str]:
@@ -50,7 +52,7 @@ def pieces(vocab: Path) -> list[str]:
 def units(
     text: Path, folder: Path, token_type: str, symbols: str, cleaner: str
 ) -> list[str]:
-    """The characters or words of a text by falling count, as ESPnet splits it."""
+    """The characters or words of a text, split by ESPnet, by decreasing count."""
     from espnet2.bin.tokenize_text import main as tokenize_text
 
     output = folder / "units"
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     text, output = Path(args.text), Path(args.output_dir)
     if not sentences(text):
         raise ValueError(
-            f"{text}: has no transcript to take tokens from; give the text of a "
+            f"{text}: has no transcripts to make tokens from; give the text of a "
             "labelled set, with lines `<utterance> <words>`"
         )
     with folder_beside(output / "tokens.txt") as folder:
@@ -95,7 +97,9 @@ def get_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = new_parser("token_list", __doc__)
     parser.add_argument("--text", required=True, help="Kaldi text file")
-    parser.add_argument("--output_dir", required=True, help="Where tokens.txt goes")
+    parser.add_argument(
+        "--output_dir", required=True, help="folder to write tokens.txt to"
+    )
     parser.add_argument("--token_type", default="bpe", choices=["bpe", "char", "word"])
     parser.add_argument("--nbpe", type=int, default=30, help="Word pieces")
     parser.add_argument("--bpemode", default="unigram", choices=["unigram", "bpe"])

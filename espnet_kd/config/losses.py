@@ -324,7 +324,7 @@ def _kinds(nodes: Any, where: str) -> list[type[LossConf]]:
     for name in names:
         one_of(f"{where}: nodes", name, NODES)
     if len(set(names)) < len(names):
-        raise ValueError(f"{where}: nodes: {nodes!r} names one kind twice")
+        raise ValueError(f"{where}: nodes: {nodes!r} lists one kind twice")
     return [LOSSES[name] for name in names]
 
 

@@ -81,7 +81,7 @@ def section_at(conf: Any, updates: int) -> Any:
 def parse_scheduled(
     name: str, value: Any, minimum: float | None = None, above: float | None = None
 ) -> Scheduled:
-    """A number as it is, a mapping (`schedule: linear`, ...) as a `Schedule`.
+    """A number unchanged, a mapping (`schedule: linear`, ...) as a `Schedule`.
 
     Raises:
         ValueError: neither of them, or a value out of range; the message names the

@@ -76,7 +76,7 @@ def write_sets(
         members = [parts[part] for part in SETS[name]]
         recordings = _by_id(item for each in members for item in each.recordings)
         segments = _by_id(item for each in members for item in each.supervisions)
-        said = [(segment.id, segment.text) for segment in segments]
+        texts = [(segment.id, segment.text) for segment in segments]
         if name == UNLABELLED:
             segments = [fastcopy(segment, text=None) for segment in segments]
         write_set(
@@ -87,7 +87,7 @@ def write_sets(
             expected=sum(PARTS[part] for part in SETS[name]) if check_counts else None,
         )
         if name == UNLABELLED:
-            write_table(data_dir / name / "text_reference", said)
+            write_table(data_dir / name / "text_reference", texts)
 
 
 def _by_id(items: Iterable[Any]) -> list[Any]:

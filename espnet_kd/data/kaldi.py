@@ -314,7 +314,7 @@ def _location(cut: MonoCut) -> str:
     if source is None or source.type not in ("file", "command"):
         raise ValueError(
             f"cut {cut.id}: its audio is mixed, perturbed, multi-channel, in memory "
-            "or absent, so there is not a file for wav.scp. Write it first: "
+            "or absent, so wav.scp cannot name a file. Write it first: "
             "cuts.save_audios(folder)."
         )
     if len(cut.supervisions) > 1:

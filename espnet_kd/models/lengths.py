@@ -1,4 +1,4 @@
-"""True lengths: an utterance in a padded batch is encoded as it is alone.
+"""True lengths: an utterance in a padded batch is encoded as if alone.
 
 In ESPnet it is not. Padding that counts as speech enters the loss, is distilled, and
 leads a batched decoder to output words for it:

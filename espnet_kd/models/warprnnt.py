@@ -29,7 +29,7 @@ class RNNTLoss(torch.nn.Module):
         reduction: "mean" (sum over utterances / B), "sum" or "none".
 
     Raises:
-        ValueError: FastEmit was asked for.
+        ValueError: FastEmit is requested.
     """
 
     def __init__(

@@ -149,8 +149,7 @@ class Chain:
 
     def tokens(self) -> list[Input]:
         """Token list and BPE model, which stage 3 makes in its own folder, and for
-        characters the symbols that are not split: ESPnet ignores it if they are missing.
-        """
+        characters the symbols not to split: ESPnet continues if they are missing."""
         paths = [self.token_list] + [self.bpemodel] * (self.token_type == "bpe")
         files = [
             Input(path, (3,) if str(Path(path).parent) == self.token_dir else ())
@@ -247,7 +246,7 @@ def _shapes(c: Chain, folder: str, stage: int) -> list[Input]:
 
 
 def _normalisation(c: Chain, stats: str) -> list[Input]:
-    """The statistics that normalise features, if the model's configuration needs them."""
+    """Statistics to normalise features, unless the model's configuration has them."""
     is_asked = c.feats_normalize == "global_mvn"
     return [Input(f"{stats}/train/feats_stats.npz", (4,))] * is_asked
 

@@ -42,8 +42,8 @@ def student_of(chain: Chain) -> Described | None:
 
 
 def kd_student(chain: Chain) -> Described:
-    """The student of stage 10, with its configuration merged as by kd.sh; if that cannot
-    be read, which is reported separately, with preset and options only.
+    """The student of stage 10, with its configuration merged as by kd.sh; if that
+    cannot be read, which is reported separately, with preset and options only.
 
     Raises:
         OSError, ValueError, yaml.YAMLError: preset or options cannot be read.

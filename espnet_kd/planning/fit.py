@@ -109,7 +109,7 @@ def _unlike(tokens: Sequence[str], teachers: Sequence[Described]) -> Iterator[st
     for teacher in teachers:
         theirs = teacher.config.get("token_list")
         if not isinstance(theirs, list):
-            yield f"{teacher.path}: token_list is missing; give the config.yaml written by ESPnet"
+            yield f"{teacher.path}: token_list is missing; give ESPnet's config.yaml"
             continue
         try:
             check_token_lists(tokens, theirs, teacher.name)

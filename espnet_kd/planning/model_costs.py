@@ -141,7 +141,7 @@ def build(config: str | Path, vocabulary: int, rate: int) -> nn.Module:
     """An untrained model of a training YAML, with dummy tokens.
 
     Raises:
-        ValueError: ESPnet cannot build it, say for a front end that it downloads.
+        ValueError: ESPnet cannot build it, e.g. for a front end that it downloads.
     """
     with redirect_stdout(sys.stderr):  # ESPnet prints when imported
         from espnet_kd.tasks.asr import ASRKDTask

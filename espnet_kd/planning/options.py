@@ -13,7 +13,7 @@ NUMBERS = f"must be 1 to {LAST} (see --help)"
 WHOLE = r"[1-9]\d*"
 ABOVE_ZERO = "must be a whole number above 0 (--ngpu 0: train on the CPU)"
 TASK = "must be asr or asr_transducer"
-# Options, the pattern that values must match completely, and the message if they do not.
+# Options, the pattern that values must match completely, and the message otherwise.
 RULES = (
     ("ngpu", f"0|{WHOLE}", ABOVE_ZERO),
     ("num_nodes nj inference_nj num_splits_asr batch_size", WHOLE, ABOVE_ZERO),

@@ -1,4 +1,4 @@
-"""How a command ends, each in a process of its own."""
+"""How a command ends, each in its own process."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def ended(start):
     return ended
 
 
-def test_all_is_well(ended):
+def test_success(ended):
     assert ended("print(args.lines)", "--lines", "3") == (0, "3\n", "")
 
 
-def test_a_code_of_its_own(ended):
+def test_a_returned_exit_code(ended):
     assert ended("return args.lines") == (7, "", "")
 
 
@@ -85,7 +85,7 @@ def test_an_expected_error_is_a_message(ended, body: str, message: str):
     assert err.startswith(f"count: {message}") and "Traceback" not in err
 
 
-def test_a_fault_of_ours_keeps_its_traceback(ended):
+def test_a_bug_keeps_its_traceback(ended):
     code, _, err = ended("{}['lines']")
     assert code == 1 and "Traceback" in err and "KeyError" in err
 
@@ -111,8 +111,8 @@ def test_interrupted(start):
     assert (process.returncode, err) == (130, "count: interrupted\n")
 
 
-def test_nobody_reads(start):
-    """As `| head -n 1`: the reader goes while the command still writes."""
+def test_closed_stdout(start):
+    """As with `| head -n 1`: the reader ends while the command still writes."""
     process = start("for n in range(10**6): print(n)")
     assert process.stdout.readline() == "0\n"
     process.stdout.close()
@@ -130,8 +130,8 @@ def test_warnings_look_alike(ended):
     sorted(BIN.glob("[!_]*.py")),
     ids=lambda path: path.stem,
 )
-def test_no_command_ends_in_a_way_of_its_own(path: Path):
-    """`sys.exit(main())` aside, only command.py ends the process."""
+def test_all_commands_end_alike(path: Path):
+    """Apart from `sys.exit(main())`, only command.py ends the process."""
     if path.stem == "command":
         return
     tree = ast.parse(path.read_text())

@@ -1,4 +1,4 @@
-"""``python -m espnet_kd.bin.export`` as a recipe calls it, measuring on real audio."""
+"""``python -m espnet_kd.bin.export`` as called by recipes, measured on real audio."""
 
 import json
 
@@ -54,9 +54,9 @@ def test_measured(exp, recipe, tmp_path, capsys):
     names = f"--teacher_config {plain}/config.yaml --teacher_model_file {plain}/{MODEL}"
     decode = f"{names} --data_dir {recipe.data} --inference_config decode.yaml"
     teacher_decode([*decode.split(), "--output_file", str(shard)])
-    said = {c.id: hypotheses_of(c)[0].text for c in read_cuts(shard)}
+    texts = {c.id: hypotheses_of(c)[0].text for c in read_cuts(shard)}
     references = {f"utt{n}": text for n, text in enumerate(TEXTS)}
-    expected = score(references, said).rate
+    expected = score(references, texts).rate
     assert measured["forms"]["dense"]["wer"] == pytest.approx(expected)
     for form, each in measured["forms"].items():
         assert len(each["rtf_of_passes"]) == 2 and min(each["rtf_of_passes"]) > 0
@@ -64,7 +64,7 @@ def test_measured(exp, recipe, tmp_path, capsys):
         assert low <= ratio <= high and (form != "dense" or ratio == 1)
     assert measured["forms"]["csr"]["wer"] == measured["forms"]["dense"]["wer"]
     back = load_compressed(plain / record["forms"]["csr"]["file"])
-    # The dense file holds what ESPnet renamed under both names.
+    # The dense file has both names of renamed weights.
     state = named_as(back, torch.load(plain / MODEL))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)

@@ -1,4 +1,4 @@
-"""install_recipe: what it puts into a recipe and what it leaves alone."""
+"""install_recipe: files that it installs, and files that it leaves alone."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ PRESETS = sorted(path.name for path in (REPO / "conf" / "kd").iterdir())
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """A folder with what is in every egs2/<corpus>/asr1."""
+    """A folder with the files of every egs2/<corpus>/asr1."""
     for name in ("conf", "local"):
         (tmp_path / "asr1" / name).mkdir(parents=True)
     for name in ("run.sh", "asr.sh", "path.sh", "cmd.sh", "conf/train_asr.yaml"):
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, tuple]:
 def test_install_and_undo(recipe: Path, copy: bool):
     before = contents(recipe)
     install(recipe, copy)
-    for _ in range(2):  # the second time there is something of ours
+    for _ in range(2):  # the second time over our own files
         after = contents(recipe)
         assert {name: after[name] for name in before} == before
         assert (recipe / "kd.sh").is_symlink() != copy
@@ -60,33 +60,35 @@ def test_install_and_undo(recipe: Path, copy: bool):
 def test_no_recipe(recipe: Path, lacking: str):
     path = recipe / lacking
     path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(FileNotFoundError, match=f"no ESPnet ASR recipe, {lacking} is"):
+    with pytest.raises(
+        FileNotFoundError, match=f"not an ESPnet ASR recipe, {lacking} not"
+    ):
         install(recipe)
     assert not os.path.lexists(recipe / "kd.sh")
 
 
-def test_a_link_to_nothing_is_no_part_of_a_recipe(recipe: Path):
+def test_a_dangling_link_is_not_part_of_a_recipe(recipe: Path):
     (recipe / "asr.sh").unlink()
     (recipe / "asr.sh").symlink_to("../../TEMPLATE/asr1/asr.sh")
-    with pytest.raises(FileNotFoundError, match="asr.sh is not there"):
+    with pytest.raises(FileNotFoundError, match="asr.sh not found"):
         install(recipe)
 
 
 def test_files_of_others_stay(recipe: Path):
     (recipe / "kd.sh").write_text("echo mine\n")
     for act in install, remove:
-        with pytest.raises(FileExistsError, match="kd.sh: was not put here by us"):
+        with pytest.raises(FileExistsError, match="kd.sh: was not installed by us"):
             act(recipe)
     (recipe / "kd.sh").unlink()
     (recipe / "kd.sh").symlink_to("run.sh")
     for act in install, remove:
-        with pytest.raises(FileExistsError, match="kd.sh: is a link of someone else's"):
+        with pytest.raises(FileExistsError, match="kd.sh: is not our link"):
             act(recipe)
     (recipe / "kd.sh").unlink()
     (recipe / "conf" / "kd").mkdir()
     (recipe / "conf" / "kd" / "own.yaml").write_text("kd_conf: {}\n")
     for act in install, remove:
-        with pytest.raises(FileExistsError, match="own.yaml: was not put here by us"):
+        with pytest.raises(FileExistsError, match="own.yaml: was not installed by us"):
             act(recipe)
     assert not os.path.lexists(recipe / "kd.sh")
 
@@ -102,7 +104,7 @@ def test_changed_copies_stay(recipe: Path):
     assert (recipe / "kd.sh").exists()
 
 
-def test_links_made_by_hand_and_links_to_a_package_that_has_gone(recipe: Path):
+def test_links_made_by_hand_or_to_a_removed_package(recipe: Path):
     (recipe / "kd.sh").symlink_to(REPO / "egs" / "TEMPLATE" / "asr1" / "kd.sh")
     (recipe / "conf" / "kd").symlink_to("/gone/espnet_kd/shipped/kd")
     install(recipe)
@@ -111,13 +113,13 @@ def test_links_made_by_hand_and_links_to_a_package_that_has_gone(recipe: Path):
 
 def test_command(recipe: Path, capsys: pytest.CaptureFixture):
     main([str(recipe)])
-    said = capsys.readouterr().out
-    assert f"{recipe}/kd.sh -> " in said and f"{recipe}/conf/kd -> " in said
+    output = capsys.readouterr().out
+    assert f"{recipe}/kd.sh -> " in output and f"{recipe}/conf/kd -> " in output
     main([str(recipe), "--undo"])
     assert f"removed {recipe}/kd.sh" in capsys.readouterr().out
     main([str(recipe), "--undo"])
     assert capsys.readouterr().out == "nothing to undo\n"
-    with pytest.raises(SystemExit, match="install_recipe: .*gone: there is no such"):
+    with pytest.raises(SystemExit, match="install_recipe: .*gone: no such"):
         main([str(recipe / "gone"), "--undo"])
 
 
@@ -152,10 +154,10 @@ def test_from_a_wheel(recipe: Path, installed: Path, copy: list[str]):
     """kd.sh is found, runs, and finds our other files, as a link and as a copy."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     module = (sys.executable, "-m", "espnet_kd.bin.install_recipe")
-    # Not in the checkout, where python would find the package before the installed one.
+    # Not in the checkout, whose package would take precedence over the installed one.
     subprocess.run([*module, ".", *copy], check=True, env=environment, cwd=recipe)
     assert copy or installed in (recipe / "kd.sh").resolve().parents
-    for name in ("path.sh", "cmd.sh"):  # ours are to serve
+    for name in ("path.sh", "cmd.sh"):  # ours must be used
         (recipe / name).unlink()
     options = (
         "--train_set a --valid_set b --test_sets c --asr_config d "

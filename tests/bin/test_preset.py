@@ -80,8 +80,8 @@ def test_options_of_training(kd_config: Path, tmp_path: Path):
     )
 
 
-def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path, caplog):
-    """What its config.yaml says of model and training stays, the rest goes."""
+def test_a_trained_model_is_continued(kd_config: Path, tmp_path: Path, caplog):
+    """Its config.yaml's options of model and training are kept, the rest is not."""
     stays = dict(
         max_epoch=3,
         seed=1,
@@ -116,20 +116,24 @@ def test_a_trained_model_goes_on(kd_config: Path, tmp_path: Path, caplog):
     written = yaml.safe_load(sparse(kd_config, config).read_text())
     kd_conf = dict(losses=[dict(nodes="path")], hard_weight=0.5, pruning=PRUNING)
     assert written == dict(stays, kd_conf=kd_conf)
-    message = "not known to this ESPnet and left out: an_option_of_another_version"
+    message = "left out, as unknown to this ESPnet: an_option_of_another_version"
     assert message in caplog.text
-    with pytest.raises(SystemExit, match="tokens.txt: is not the token list of"):
+    with pytest.raises(SystemExit, match="tokens.txt: must be the token list of"):
         sparse(kd_config, config, "<blank>\nb\n")
 
 
-def test_only_a_trained_model_goes_on_and_only_pruned(kd_config: Path, tmp_path: Path):
+def test_only_a_trained_model_is_continued_and_only_with_pruning(
+    kd_config: Path, tmp_path: Path
+):
     config = tmp_path / "train.yaml"
     config.write_text("max_epoch: 3\n")
-    with pytest.raises(SystemExit, match="train.yaml: is no config.yaml of a trained"):
+    with pytest.raises(
+        SystemExit, match="train.yaml: must be the config.yaml of a trained"
+    ):
         sparse(kd_config, config)
     config.write_text("model_conf: {}\n")
     kd_config.write_text("kd_conf: {losses: [{nodes: path}]}\n")
-    with pytest.raises(SystemExit, match="kd.yaml: kd_conf.pruning is not there"):
+    with pytest.raises(SystemExit, match="kd.yaml: kd_conf.pruning is missing"):
         merge(kd_config, config, "sparse", "--token_list", "tokens.txt")
 
 

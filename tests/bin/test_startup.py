@@ -1,4 +1,4 @@
-"""What a command needs no torch for, it answers before torch is imported."""
+"""Commands import torch only for work that needs it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 REPO = Path(__file__).parents[2]
 # Each takes 0.3 to 6 seconds to import.
 SLOW = {"torch", "lhotse", "espnet2", "scipy", "matplotlib", "pandas", "numba"}
-# Of ours: these are for tensors.
+# Our modules for tensors.
 SLOW |= {"espnet_kd.losses", "espnet_kd.lattice"}
-# Their options are ESPnet's, which only its task knows.
+# Their options are ESPnet's, which only its tasks define.
 ESPNETS = {"asr_train", "asr_transducer_train"}
 COMMANDS = sorted(
     path.stem
@@ -35,7 +35,7 @@ print("imported:", *{".".join(part[:n]) for part in parts for n in (1, 2)})
 
 
 def imports_of(command: str, *options: object, cwd: Path = REPO) -> tuple[str, set]:
-    """What a command prints, and which of the slow packages it imported."""
+    """The output of a command, and the slow packages that it imported."""
     answer = subprocess.run(
         [sys.executable, "-c", RUN, f"espnet_kd.bin.{command}", *map(str, options)],
         cwd=cwd,
@@ -44,8 +44,8 @@ def imports_of(command: str, *options: object, cwd: Path = REPO) -> tuple[str, s
         text=True,
     )
     assert answer.returncode == 0, answer.stderr
-    said, _, imported = answer.stdout.rpartition("imported:")
-    return said + answer.stderr, set(imported.split()) & SLOW
+    text, _, imported = answer.stdout.rpartition("imported:")
+    return text + answer.stderr, set(imported.split()) & SLOW
 
 
 def test_all_commands_are_tried():
@@ -54,19 +54,19 @@ def test_all_commands_are_tried():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str):
-    said, slow = imports_of(command, "--help")
-    assert "--help" in said and not slow
+    text, slow = imports_of(command, "--help")
+    assert "--help" in text and not slow
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_option(command: str):
-    said, slow = imports_of(command, "--no_such_option")
-    assert "exit: 2" in said and "usage:" in said and not slow
+    text, slow = imports_of(command, "--no_such_option")
+    assert "exit: 2" in text and "usage:" in text and not slow
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A Kaldi folder of two utterances; their audio is only named."""
+    """A Kaldi folder of two utterances, without their audio."""
     (tmp_path / "wav.scp").write_text("a-1 a-1.wav\nb-1 b-1.wav\n")
     (tmp_path / "text").write_text("a-1 one two\nb-1 two three\n")
     (tmp_path / "utt2spk").write_text("a-1 a\nb-1 b\n")
@@ -75,49 +75,49 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_kd_set_that_is_there(data: Path):
+def test_an_existing_kd_set(data: Path):
     words = ("--labelled_data_dir", data, "--output_dir", data / "kd")
-    said, slow = imports_of("kd_set", *words)
-    assert "2 targets" in said and slow == {"lhotse", "torch"}  # Lhotse's
-    said, slow = imports_of("kd_set", *words)
-    assert "is there already" in said and not slow
+    text, slow = imports_of("kd_set", *words)
+    assert "2 targets" in text and slow == {"lhotse", "torch"}  # Lhotse's
+    text, slow = imports_of("kd_set", *words)
+    assert "exists already" in text and not slow
 
 
-def test_a_set_that_is_there(tmp_path: Path):
+def test_an_existing_set(tmp_path: Path):
     words = ["--output_dir", tmp_path]
     for name in "train_teacher", "train_labelled", "train_unlabelled", "valid", "test":
         words += [f"--num_{name}", 1]
     assert "lhotse" in imports_of("prepare_mini", *words)[1]
-    said, slow = imports_of("prepare_mini", *words)
-    assert "already made" in said and not slow
+    text, slow = imports_of("prepare_mini", *words)
+    assert "already made" in text and not slow
 
 
 def test_scores_without_a_model(data: Path):
     output = data / "result.md"
     words = ("--ref", data / "text", "--hyp", "same", data / "text")
-    said, slow = imports_of("report", *words, "--output", output)
-    assert "exit: 0" in said and output.exists() and not slow
+    text, slow = imports_of("report", *words, "--output", output)
+    assert "exit: 0" in text and output.exists() and not slow
 
 
 def test_token_lists(data: Path):
     words = ("--text", data / "text", "--output_dir", data / "tokens")
-    said, slow = imports_of("token_list", *words, "--token_type", "bpe", "--nbpe", 12)
-    assert (data / "tokens" / "bpe.model").exists(), said
+    text, slow = imports_of("token_list", *words, "--token_type", "bpe", "--nbpe", 12)
+    assert (data / "tokens" / "bpe.model").exists(), text
     assert not slow
-    said, slow = imports_of("token_list", *words, "--token_type", "char")
-    assert "t" in (data / "tokens" / "tokens.txt").read_text().split(), said
+    text, slow = imports_of("token_list", *words, "--token_type", "char")
+    assert "t" in (data / "tokens" / "tokens.txt").read_text().split(), text
     assert "espnet2" in slow and "torch" not in slow
 
 
 def test_presets_are_read(tmp_path: Path):
     preset = REPO / "conf" / "kd" / "one_best_path.yaml"
-    said, slow = imports_of("preset", "options", "--kd_config", preset)
-    assert "--labelled_targets" in said and not slow
+    text, slow = imports_of("preset", "options", "--kd_config", preset)
+    assert "--labelled_targets" in text and not slow
 
 
-def test_a_model_that_is_missing():
-    said, slow = imports_of(
+def test_a_missing_model():
+    text, slow = imports_of(
         *("plan", "--hours", 1, "--teacher_parameters", "1e6"),
         *("--student_width", 64, "--teacher_width", 128),
     )
-    assert "give --student_config or --student_parameters" in said and not slow
+    assert "give either --student_config or --student_parameters" in text and not slow

@@ -1,4 +1,4 @@
-"""Token lists in the order of asr.sh, and the models that come with them."""
+"""Token lists in the order of asr.sh, and their models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(text: Path, **options) -> list[str]:
 
 @pytest.mark.parametrize("with_symbols", [False, True])
 @pytest.mark.parametrize("token_type, first", [("char", "a"), ("word", "and")])
-def test_units_as_asr_sh_makes_them(
+def test_units_equal_those_of_asr_sh(
     text: Path, tmp_path: Path, token_type: str, first: str, with_symbols: bool
 ):
     symbols = text.parent / "nlsyms" if with_symbols else "none"
@@ -62,10 +62,10 @@ def test_word_pieces(text: Path, bpemode: str):
         "tokens.txt",
     ]
     assert set(model.encode("a hand", out_type=str)) <= set(tokens)
-    assert "u" not in "".join(pieces[3:])  # utterance ids are no text
+    assert "u" not in "".join(pieces[3:])  # utterance ids are not text
 
 
-def test_symbols_stay_whole(text: Path):
+def test_symbols_are_not_split(text: Path):
     tokens = make(text, nbpe=20, bpemode="bpe", nlsyms_txt=text.parent / "nlsyms")
     assert tokens.count("<noise>") == 1
     folder = text.parent / "tokens"
@@ -83,7 +83,7 @@ def test_too_many_pieces_are_refused(text: Path):
 @pytest.mark.parametrize("token_type", ["char", "word", "bpe"])
 def test_a_text_without_transcripts_is_refused(text: Path, token_type: str):
     text.write_text("u1\nu2\n")
-    with pytest.raises(SystemExit, match="text: has no transcript .*labelled set"):
+    with pytest.raises(SystemExit, match="text: has no transcripts .*labelled set"):
         make(text, token_type=token_type)
 
 

@@ -1,4 +1,4 @@
-"""A student that starts from its teacher: which layers, and what is refused."""
+"""A student that starts from its teacher: layers and refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from espnet_kd.models import warprnnt
 from tests.tasks.recipe import NO_REPORT, TOKENS, TRAINING, Recipe, merged
 
 NO_DROPOUT = dict(dropout_rate=0.0, positional_dropout_rate=0.0)
-LONGEST_FIRST = [4, 1, 6, 2]  # as RNNs want it
+LONGEST_FIRST = [4, 1, 6, 2]  # as required by RNNs
 
 
 def asr_encoder(kind: str, width: int = 8, heads: int = 2, **conf) -> dict:
@@ -144,7 +144,7 @@ def build(recipe: Recipe):
 
 
 def initialised(build, student: dict, teacher: dict, layers="even"):
-    """Student, teacher and what was set, by name."""
+    """Student, teacher and the names that were set."""
     models = build(student, seed=1), build(teacher, seed=2)
     names = init_from_teacher(*models, InitConf(layers=layers), "teacher 0")
     return *models, names
@@ -274,7 +274,7 @@ REFUSED = {
     "deeper": (
         asr(asr_encoder("conformer", num_blocks=3)),
         CONFORMER,
-        r"encoder\.encoders: the student has 3 layers, teacher 0 has 2; the student must",
+        r"encoder\.encoders: the student has 3 layers, teacher 0 has 2; the",
     ),
     "wider": (
         asr(asr_encoder("conformer", 12)),
@@ -426,7 +426,7 @@ def test_layers_refused(build, config, layers, message):
     refused(build, config, config, message, layers)
 
 
-def test_a_part_that_the_teacher_has_not_keeps_its_start(build, caplog):
+def test_a_part_that_the_teacher_lacks_is_unchanged(build, caplog):
     small = asr(asr_encoder("transformer", num_blocks=1))
     student = merged(small, asr(dict(), decoder("rnn")))
     fresh = build(student, seed=1).state_dict()

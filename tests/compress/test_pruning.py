@@ -150,7 +150,7 @@ def loss_of(model: nn.Module, seed: int, size: int = 8) -> Tensor:
 
 
 def pruned_net(conf: dict, optimizer=torch.optim.SGD, dtype=torch.float32, **options):
-    """A model that is pruned, with its optimiser, as tasks/mixin.py joins them."""
+    """A pruned model with its optimiser, joined as in tasks/mixin.py."""
     torch.manual_seed(1)
     model = Net().to(dtype)
     optimizer = optimizer(model.parameters(), **{"lr": 0.5, **options})
@@ -254,7 +254,7 @@ GRADIENT_DESCENT = [{}, dict(momentum=0.9), dict(momentum=0.9, decay=0.1)]
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("rule", GRADIENT_DESCENT)
 def test_training_equals_a_naive_loop(name: str, rule: dict):
-    """Masks, pruned weights and those that are left, after every step."""
+    """Masks, pruned weights and remaining weights, after every step."""
     conf, steps = CASES[name], 18
     options = dict(momentum=rule.get("momentum", 0), weight_decay=rule.get("decay", 0))
     model, optimizer = pruned_net(conf, dtype=torch.float64, **options)
@@ -277,7 +277,7 @@ def test_training_equals_a_naive_loop(name: str, rule: dict):
     assert zeros > 0.3 * count
     assert model.pruner.stats(updates)["sparsity"] == zeros / count
     assert model.pruner.stats(updates)["pruning_left"] == 0
-    assert revived or name in ("at once", "columns")  # else this shows too little
+    assert revived or name in ("at once", "columns")  # otherwise the test is too weak
 
 
 @pytest.mark.parametrize("ranking", ["layer", "global"])
@@ -398,7 +398,7 @@ def test_a_weight_that_is_zero_by_itself_may_move():
 
 
 def test_a_late_start_catches_up():
-    """Say a resume from a training that was not pruned."""
+    """For example after resuming a training without pruning."""
     conf = dict(sparsity=0.5, start=2, end=8, every=100)
     model, optimizer = row([1.0, 2.0, 3.0, 4.0], **conf)
     model.updates = 20
@@ -490,7 +490,7 @@ def test_a_pruned_weight_gets_no_gradient():
     assert math.sqrt(whole) > 1.2 * math.sqrt(expected)
 
 
-def test_an_overflow_at_a_pruned_weight_is_none():
+def test_an_overflow_at_a_pruned_weight_is_ignored():
     conf = dict(sparsity=0.5, start=1, end=1)
     model, optimizer = row([1.0, 2.0], **conf)
     move(model, optimizer, [0.0, 0.0])
@@ -532,7 +532,7 @@ def cpu_scaler(**options):
 
 
 def scaled_step(model, optimizer, scaler, seed: int, overflow: bool) -> float:
-    """As ESPnet's trainer does it; returns the gradient's norm."""
+    """As in ESPnet's trainer; returns the gradient's norm."""
     optimizer.zero_grad()
     scaler.scale(loss_of(model, seed)).backward()
     if overflow:
@@ -553,7 +553,7 @@ def scaled_step(model, optimizer, scaler, seed: int, overflow: bool) -> float:
     ],
     ids=["sgd", "adam", "fused adam"],
 )
-def test_a_step_that_a_scaler_skips_is_no_update(kind: type, options: dict):
+def test_a_step_that_a_scaler_skips_is_not_an_update(kind: type, options: dict):
     """A fused optimiser skips the step itself."""
     conf = dict(sparsity=0.8, start=1, end=5, every=2)
     scaler = cpu_scaler(init_scale=2.0**10)
@@ -582,7 +582,7 @@ def test_a_step_that_a_scaler_skips_is_no_update(kind: type, options: dict):
 
 @pytest.mark.parametrize("at", [0, 1, 2, 5, 6, 10, 12, 15])
 @pytest.mark.parametrize("pattern", ["unstructured", "2x3", "2:4"])
-def test_a_resume_goes_on_exactly(at: int, pattern: str, tmp_path: Path):
+def test_a_resumed_training_is_identical(at: int, pattern: str, tmp_path: Path):
     """Before, in and after the schedule, to the bit."""
     conf = dict(sparsity=0.5, start=2, end=12, every=2, pattern=pattern)
     options = dict(lr=0.1, amsgrad=True, weight_decay=0.01)
@@ -637,7 +637,7 @@ def test_a_resumed_pruner_knows_its_sparsity():
         (dict(pattern="2:4"), "pattern: unstructured there, 2:4 now"),
     ],
 )
-def test_a_checkpoint_pruned_in_another_way_is_refused(change: dict, message: str):
+def test_a_checkpoint_pruned_with_other_settings_is_refused(change: dict, message: str):
     conf = dict(sparsity=0.5, start=1, end=4, every=1)
     model, optimizer = pruned_net(conf)
     step(model, optimizer, 1)
@@ -744,7 +744,7 @@ def test_parameters_by_pattern(patterns: dict, expected: list[str]):
         (dict(others=["kd_projections.*"]), "others: 'kd_projections..' matches none"),
     ],
 )
-def test_a_pattern_that_fits_nothing(patterns: dict, message: str):
+def test_a_pattern_that_matches_nothing(patterns: dict, message: str):
     conf = PruningConf(sparsity=0.5, end=1, **patterns)
     with pytest.raises(ValueError, match=f"kd_conf.pruning.{message}"):
         make_pruner(Choice(), conf)
@@ -779,8 +779,8 @@ def test_frozen_parameters_are_left():
         assert int((weight == 0).sum()) == math.floor(0.5 * weight.numel() + 0.5)
 
 
-def test_all_others_that_there_are():
-    """Also a single number, as the scale of ESPnet's scaled positions is."""
+def test_all_other_parameters():
+    """Also a single number, such as the scale of ESPnet's scaled positions."""
     model = Choice()
     conf = PruningConf(sparsity=0.25, start=1, end=1, others=("*",))
     pruner = make_pruner(model, conf)
@@ -895,6 +895,6 @@ def test_a_mistake_is_named(conf: dict, message: str):
 
 
 @pytest.mark.parametrize("value", ["0.9", 0.9, [], True])
-def test_a_value_that_is_no_mapping(value):
+def test_a_value_that_is_not_a_mapping(value):
     with pytest.raises(ValueError, match="kd_conf.pruning: .* is not a mapping"):
         parse_kd_conf(dict(pruning=value))

@@ -1,4 +1,4 @@
-"""Which weights may be pruned, and which units are the lowest, against naive loops."""
+"""Weights that may be pruned, and the lowest units, against naive loops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def naive_masks(
     pattern: str = "unstructured",
     ranking: str = "layer",
 ) -> dict[str, np.ndarray]:
-    """What is pruned: the round-half-up(share * units) lowest, first among equals."""
+    """Pruned units: the round-half-up(share * units) lowest, first among equals."""
     share = sparsity / (0.5 if pattern == "2:4" else 1.0)
     masks = {name: np.zeros(weight.size, bool) for name, weight in weights.items()}
     units = [
@@ -86,7 +86,7 @@ def test_the_lowest_and_the_first_among_equals(count: int):
     assert lowest(scores, count).tolist() == expected
 
 
-def test_the_lowest_of_what_is_all_alike():
+def test_the_lowest_of_equal_scores():
     assert lowest(torch.zeros(5), 3).tolist() == [True, True, True, False, False]
 
 
@@ -114,7 +114,7 @@ def pruned(weight: Tensor, pattern: str, count: int) -> Tensor:
 @pytest.mark.parametrize("pattern", BLOCKS)
 @pytest.mark.parametrize("most", [4, 10000])
 def test_blocks(shape: tuple[int, ...], pattern: str, most: int):
-    """Also where the sides do not divide the shape, and with ties."""
+    """Also if the sides do not divide the shape, and with ties."""
     weight = whole_numbers(shape, most)
     units = naive_units(weight.numpy().astype(np.float64), pattern)
     scores = parse_pattern(pattern).scores(weight)
@@ -160,7 +160,7 @@ def test_two_of_four_needs_whole_groups(shape: tuple[int, ...]):
 
 @pytest.mark.parametrize("pattern", ["unstructured", "1x4", "2x2", "2:4"])
 def test_weights_that_are_a_view(pattern: str):
-    """Of another matrix, transposed: their memory is not in the order of their rows."""
+    """Views of a transposed matrix: memory is not in row order."""
     weight = whole_numbers((12, 8), 10000).t()
     assert not weight.is_contiguous()
     expected = naive_masks({"w": weight.numpy()}, 0.5, pattern)["w"]
@@ -181,15 +181,15 @@ def test_biases_and_numbers_are_one_row():
     "pattern",
     ["none", "", "4:8", "1:4", "16", "0x4", "4x0", "-1x4", "1x", "x1", "1X16"],
 )
-def test_a_pattern_that_is_none(pattern: str):
+def test_an_invalid_pattern(pattern: str):
     message = "pattern: .* is not one of unstructured, 2:4 .* block of outputs x inputs"
     with pytest.raises(ValueError, match=message):
         parse_pattern(pattern)
 
 
 @pytest.mark.parametrize("pattern", [124, 2.4, None, True, [1, 16], {"1": 16}])
-def test_a_pattern_that_is_no_text(pattern):
-    """124 is what YAML reads where 2:4 has no quotes."""
+def test_a_pattern_that_is_not_text(pattern):
+    """YAML reads 2:4 without quotes as 124."""
     with pytest.raises(ValueError, match="pattern: .* 2:4 .in quotes. "):
         parse_pattern(pattern)
 
@@ -256,7 +256,7 @@ def test_a_weight_that_two_layers_share_is_one():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_the_norm_of_a_normalised_weight_is_none():
+def test_the_norm_of_a_normalised_weight_is_not_pruned():
     """`weight_g` holds lengths of rows, `weight_v` their directions."""
     model = nn.ModuleDict(dict(conv=nn.utils.weight_norm(nn.Conv1d(4, 4, 3))))
     assert "conv.weight_g" not in prunable_weights(model)

@@ -1,4 +1,4 @@
-"""What is marked experimental is what no preset, recipe or row of results uses."""
+"""Options are marked experimental if no preset, recipe or row of results uses them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ON_A_LINE = re.compile(r"""--kd_conf[ =]([\w.]+)=("[^"]*"|[^\s'"`]*)""")
 
 
 def text_of(path: Path) -> str:
-    """A file, of a script without its comments."""
+    """A file's text, without the comments of scripts."""
     text = path.read_text(encoding="utf-8")
     return re.sub(r"(^|\s)#.*", "", text) if path.suffix == ".sh" else text
 
@@ -49,7 +49,7 @@ def given() -> Iterator[dict]:
 
 
 def used(conf: dict, path: str = "kd_conf") -> Iterator[str]:
-    """Paths of the fields that are given, and of those with their values."""
+    """Paths of the given fields, and of those with their values."""
     for name, value in conf.items():
         here = f"{path}.{name}"
         yield here
@@ -80,7 +80,7 @@ def test_marks_are_true(all_used: set[str]):
         if path not in sections:
             unused += [f"{path}.{row.name}" for row in part.rows]
     unused = [path for path in unused if path not in all_used]
-    # Of a kind of nodes that nothing uses the fields are not listed again.
+    # Fields of an unused kind of nodes are not listed again.
     of_unused_nodes = {
         f"kd_conf.losses.{name}"
         for nodes, kind in LOSSES.items()
@@ -115,7 +115,7 @@ def test_marks_of_names_are_true(all_used: set[str]):
 
 
 def test_options_of_commands():
-    """Of each command that a recipe calls."""
+    """For each command that a recipe calls."""
     text = "\n".join(map(text_of, FILES))
     presets = [yaml.safe_load(p.read_text()) for p in (REPO / "conf/kd").glob("*.yaml")]
     given = {name for preset in presets for name in preset.get("kd_set") or {}}

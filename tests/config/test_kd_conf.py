@@ -117,7 +117,7 @@ BAD_LOSSES = {
     r"temprature: no such field; known: .*temperature": dict(temprature=2.0),
     r"nodes: 'node' is not one of .*'frames'": dict(nodes="node"),
     r"nodes: 'node' is not one of .*'tokens'": dict(nodes=["path", "node"]),
-    r"nodes: .* names one kind twice": dict(nodes=["path", "path"]),
+    r"nodes: .* lists one kind twice": dict(nodes=["path", "path"]),
     r"nodes: .* is neither a name nor a list": dict(nodes=[]),
     r"nodes: 3 is neither a name nor a list": dict(nodes=3),
     r"classes: 'top-k' is not one of .*'topk'": dict(classes="top-k"),
@@ -191,7 +191,7 @@ def test_a_mistake_in_a_loss_is_named_with_its_place(message: str):
         parse_kd_conf(dict(losses=losses))
 
 
-def test_nodes_must_be_said():
+def test_nodes_are_required():
     with pytest.raises(ValueError, match=r"kd_conf.losses\[0\]: .*nodes"):
         parse_kd_conf(dict(losses=[dict(classes="full")]))
 

@@ -1,4 +1,4 @@
-"""Numbers that change with the updates: values, limits, and what is refused."""
+"""Numbers that change with the updates: values, limits and refusals."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""LibriSpeech in small: folders, names and files as it is distributed, made-up speech.
+"""A small LibriSpeech: folders, names and files as distributed, synthetic speech.
 
 LibriSpeech/{README,LICENSE,SPEAKERS,CHAPTERS,BOOKS}.TXT
 LibriSpeech/<part>/<reader>/<chapter>/<reader>-<chapter>-<number>.flac

@@ -15,12 +15,12 @@ RATE = 8000
 
 
 class Line(NamedTuple):
-    """A line of a transcript of Mississippi State, and the text that becomes of it."""
+    """A line of a transcript of Mississippi State, and its normalised text."""
 
     begin: float
     end: float
     written: str
-    text: str  # empty: no utterance
+    text: str  # empty: not an utterance
 
 
 # Side -> its lines. Together they show every convention of the transcripts.
@@ -58,7 +58,7 @@ CALLS = {
         "B": [
             Line(0.1, 0.9, "the garden is large", "the garden is large"),
             Line(0.9, 1.6, "ex[specially]-/especially] so", "ex- so"),
-            # A file's last line may end a little behind the audio.
+            # A file's last line may end slightly after the audio.
             Line(1.6, 2.62, "[lem[guini]-/linguini] then", "lem- then"),
         ],
     },
@@ -222,7 +222,7 @@ def write_fisher(folder: Path) -> None:
 
 
 def samples(call: str, seconds: float = 2.6) -> np.ndarray:
-    """Both sides of a call: tones in noise, (samples, 2) int16 as mu-law gives them."""
+    """Both sides of a call: tones in noise, (samples, 2) int16 after mu-law."""
     return mu_law_decode(_codes(call, seconds))
 
 
@@ -250,7 +250,7 @@ def mu_law_decode(codes: np.ndarray) -> np.ndarray:
 
 
 def write_sphere(path: Path, call: str) -> None:
-    """A call as the LDC writes it: two channels, mu-law, a sample of each in turn."""
+    """A call in the LDC's form: two channels, mu-law, interleaved samples."""
     codes = _codes(call)
     fields = {
         "conversation_id -s4": call[-4:],

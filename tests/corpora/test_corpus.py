@@ -75,7 +75,7 @@ def test_manifests_are_lhotse_s(manifests, tmp_path: Path):
     assert (list(recordings), list(segments)) == tuple(map(list, manifests))
 
 
-def test_utterances_carry_their_stretch(manifests):
+def test_utterances_have_their_part_of_the_audio(manifests):
     cuts = {cut.id: cut for cut in utterances(*manifests)}
     assert {name: (cut.start, cut.duration) for name, cut in cuts.items()} == {
         name: (start, duration) for name, _, start, duration, _ in SEGMENTS
@@ -83,7 +83,7 @@ def test_utterances_carry_their_stretch(manifests):
     assert cuts["bob-2"].supervisions[0].text == "this is bob-2"
 
 
-def test_overlapping_speech_stays_an_utterance_each(manifests):
+def test_overlapping_utterances_stay_separate(manifests):
     recordings, segments = manifests
     interruption = SupervisionSegment(
         id="cat-1", recording_id="talk1", start=0.5, duration=0.25, speaker="cat"

@@ -1,4 +1,4 @@
-"""eval2000 from a small tree in its layout: segments, texts, what is scored."""
+"""eval2000 from a small tree in its layout: segments, texts, scoring."""
 
 import shutil
 from pathlib import Path
@@ -51,14 +51,14 @@ class TestSet:
             key: turn.text for key, turn in TURNS.items() if turn.text is not None
         }
 
-    def test_segments_are_longer_at_either_end(self, data):
+    def test_segments_are_extended_at_either_end(self, data):
         """By 0.1 s as in Kaldi's recipe; neighbours share the time between them."""
         rows = dict(read_table(data / "eval2000" / "segments"))
-        # 1.05 and 1.10 are 0.05 s apart: each gets a half.
+        # 1.05 and 1.10 are 0.05 s apart: each gets half of it.
         assert rows["en_4156-A_000025-000105"] == "en_4156-A 0.15 1.075"
-        # No room before the one that is not scored, which begins at 1.80.
+        # The next one, which is not scored, begins at 1.80.
         assert rows["en_4156-A_000110-000180"] == "en_4156-A 1.075 1.8"
-        # Not before the beginning, not behind the end of 2.6 s.
+        # Not before the beginning, not after the end at 2.6 s.
         assert rows["sw_4390-A_000010-000100"] == "sw_4390-A 0 1.1"
         assert rows["sw_4390-B_000140-000250"] == "sw_4390-B 1.3 2.6"
 
@@ -122,7 +122,7 @@ class TestStm:
 
 
 def test_extension_as_kaldi():
-    """The examples at the end of Kaldi's extend_segments.pl, but for their 1 s."""
+    """The examples at the end of Kaldi's extend_segments.pl, except for their 1 s."""
     lengths = {"A": 10.0, "B": 3.02}
     stretches = {
         "a1": Stretch("A", 0.0, 2.0),

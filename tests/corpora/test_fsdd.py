@@ -1,4 +1,4 @@
-"""Connected digits, from a small data set in the form of FSDD made on the spot."""
+"""Connected digits, from a small generated data set in the form of FSDD."""
 
 import hashlib
 from pathlib import Path
@@ -161,8 +161,8 @@ def test_audio_is_8_khz_16_bit_of_one_level(data: Path) -> None:
         assert noise.rms(samples) == pytest.approx(LEVEL, rel=0.01)
 
 
-def test_snr_is_what_utt2noise_says(recordings_dir: Path) -> None:
-    """The same utterance at 200 dB gives the speech; the rest is the noise."""
+def test_snr_equals_utt2noise(recordings_dir: Path) -> None:
+    """The same utterance at 200 dB is the speech; the difference is the noise."""
     recordings = fsdd.load_recordings(recordings_dir, "unlabelled")
     clean = fsdd.utterances(recordings, "unlabelled", 12, snr=(200, 200))
     noisy = fsdd.utterances(recordings, "unlabelled", 12, snr=(0, 20))
@@ -176,7 +176,7 @@ def test_snr_is_what_utt2noise_says(recordings_dir: Path) -> None:
     assert 12 < max(ratios) <= 20
 
 
-def test_training_audio_changes_its_pace_and_test_audio_does_not(
+def test_training_audio_changes_tempo_and_test_audio_does_not(
     recordings_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[tuple[int, int]] = []
@@ -235,7 +235,7 @@ def test_done_data_is_left_alone_and_half_done_data_is_not(
     assert len((data / "test/text").read_text().splitlines()) == 3
 
 
-def test_missing_data_set_says_how_to_get_it(
+def test_missing_data_set_is_refused_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recordings_dir: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""LibriSpeech's sets, from a small tree in the form in which it is distributed."""
+"""LibriSpeech's sets, from a small tree in its distributed form."""
 
 import gzip
 import os
@@ -93,7 +93,7 @@ def test_sets(data: Path):
     assert (data / "dev" / "spk2utt").read_text() == DEV_SPEAKERS
 
 
-def test_unlabelled_audio_has_no_text_but_what_was_said_is_known(data: Path):
+def test_unlabelled_audio_has_references_instead_of_text(data: Path):
     unlabelled = data / "train_unlabelled_860"
     assert not (unlabelled / "text").exists()
     assert (unlabelled / "text_reference").read_text() == UNLABELLED_REFERENCE
@@ -126,7 +126,7 @@ def test_tables_are_sorted_as_kaldi_sorts(data: Path):
             assert subprocess.run(words, env={"LC_ALL": "C"}).returncode == 0
 
 
-def test_chosen_parts_make_the_sets_that_they_suffice_for(corpus: Path, tmp_path: Path):
+def test_chosen_parts_make_the_sets_that_they_complete(corpus: Path, tmp_path: Path):
     parts = ("--parts", "train-clean-100", "dev-clean", "dev-other", "test-clean")
     prepare(corpus, tmp_path, "--check_counts", "false", *parts)
     made = {path.parent.name for path in tmp_path.glob("*/wav.scp")}
@@ -135,7 +135,7 @@ def test_chosen_parts_make_the_sets_that_they_suffice_for(corpus: Path, tmp_path
         prepare(corpus, tmp_path, "--parts", "train-clean-360")
 
 
-def test_a_lab_s_manifests_serve_in_place_of_the_corpus(
+def test_existing_manifests_replace_the_corpus(
     corpus: Path, data: Path, tmp_path: Path
 ):
     lhotse_prepare(corpus, output_dir=tmp_path / "manifests")
@@ -155,7 +155,7 @@ def test_a_lab_s_manifests_serve_in_place_of_the_corpus(
         prepare(corpus, tmp_path / "other", *manifests)
 
 
-def test_manifests_of_audio_that_is_elsewhere_are_refused(
+def test_manifests_of_missing_audio_are_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(corpus)
@@ -176,7 +176,7 @@ def test_an_incomplete_corpus_is_refused(corpus: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("fault", ["empty", "no audio"])
-def test_a_part_that_is_not_whole_is_named(fault: str, tmp_path: Path):
+def test_a_damaged_part_is_named(fault: str, tmp_path: Path):
     chapter = tmp_path / "LibriSpeech" / "dev-clean" / "84" / "121123"
     chapter.mkdir(parents=True)
     if fault == "no audio":
@@ -189,7 +189,7 @@ def test_a_part_that_is_not_whole_is_named(fault: str, tmp_path: Path):
     assert ("84-121123-0000.flac" in stop.value.code) == (fault == "no audio")
 
 
-def test_what_is_done_is_not_done_again(
+def test_finished_work_is_not_repeated(
     corpus: Path, data: Path, capsys: pytest.CaptureFixture
 ):
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
@@ -199,7 +199,7 @@ def test_what_is_done_is_not_done_again(
 
 
 def test_the_text_for_a_language_model(corpus: Path, tmp_path: Path):
-    """local/data.sh writes it under the name that asr.sh's recipes have for it."""
+    """local/data.sh writes it under the name used in asr.sh's recipes."""
     recipe = REPO / "egs" / "librispeech" / "asr1"
     for name in ("db.sh", "local"):
         (tmp_path / name).symlink_to(recipe / name)

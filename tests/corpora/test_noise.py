@@ -54,7 +54,7 @@ def test_speech_shaped_noise_has_the_envelope_of_the_recording() -> None:
     assert peak == pytest.approx(0.12, abs=0.005)
 
 
-def test_babble_holds_the_recordings_and_no_gap() -> None:
+def test_babble_has_the_recordings_without_gaps() -> None:
     rng = np.random.default_rng(4)
     recordings = [np.full(300, 1.0), np.full(700, -1.0)]
     mixture = noise.babble(rng, 5000, recordings)

@@ -1,4 +1,4 @@
-"""SPHERE files: headers, what libsndfile reads itself, what goes through sph2pipe."""
+"""SPHERE files: headers, reading by libsndfile and through sph2pipe."""
 
 import shutil
 from pathlib import Path
@@ -47,7 +47,7 @@ class TestHeader:
             sample_byte_format="1",
         )
 
-    def test_coding_is_pcm_unless_told(self, tmp_path):
+    def test_coding_is_pcm_by_default(self, tmp_path):
         lines = [line for line in HEADER.splitlines() if "sample_coding" not in line]
         path = write(tmp_path / "a.sph", "\n".join(lines).ljust(1024))
         assert sphere.read_header(path).sample_coding == "pcm"
@@ -123,7 +123,7 @@ class TestSph2pipe:
         lines = (tmp_path / "data" / "wav.scp").read_text().splitlines()
         assert all("sph2pipe -f wav -p -c 1 '" in line for line in lines)
         assert all(line.endswith(" |") for line in lines)
-        # The data folder knows lengths without running a command.
+        # The data folder has lengths without running a command.
         lengths = [cut.num_samples for cut in cuts_from_kaldi(tmp_path / "data")]
         assert lengths == [len(wsj_tree.samples(name)) for name in ids]
         assert format_data(tmp_path / "data", tmp_path / "dump", 16000, [1.0]) == 2

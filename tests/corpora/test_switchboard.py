@@ -49,7 +49,7 @@ def words(tree: dict[str, Path], *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(tree, tmp_path_factory) -> Path:
-    """data/ as the command makes it."""
+    """data/ as made by the command."""
     data = tmp_path_factory.mktemp("recipe") / "data"
     options = ("--output_dir", str(data), "--check_counts", "false", "--num_dev", "3")
     command.main(words(tree, *options))
@@ -74,11 +74,11 @@ class TestSets:
     def test_segments(self, data):
         rows = dict(read_table(data / "train_nodup" / "segments"))
         assert rows["sw02005-A_000070-000140"] == "sw02005-A 0.7 1.4"
-        # The last line of the call ends behind its 2.6 s of audio.
+        # The last line of the call ends after its 2.6 s of audio.
         assert rows["sw02005-B_000160-000262"] == "sw02005-B 1.6 2.6"
 
     def test_audio_of_each_side(self, data):
-        """The channel itself, bit by bit, in a file that any tool reads."""
+        """The channel itself, bit by bit, in a file that any tool can read."""
         for key, location in read_table(data / "train_nodup" / "wav.scp"):
             wave, rate = soundfile.read(location, dtype="int16")
             call, side = key.split("-")
@@ -138,7 +138,7 @@ class TestSets:
         assert len(dict(read_table(text))) == 2
 
     def test_all_corpora_in_one_folder(self, data, tree, tmp_path):
-        """Calls of Hub5 2000 are none of Switchboard's; capitals do not matter."""
+        """Calls of Hub5 2000 are not Switchboard's; case does not matter."""
         copy = shutil.copytree(tree["SWBD"].parent, tmp_path / "ldc")
         for path in copy.rglob("sw02005.sph"):
             path.rename(path.with_name("SW02005.SPH"))
@@ -184,7 +184,7 @@ class TestText:
         assert normalize(written, {}) == text
 
     def test_acronyms(self, tmp_path):
-        """Said letter by letter: IBM; not I, a, hi or am, whose letters are others."""
+        """IBM is pronounced letter by letter; I, a, hi and am are not."""
         dictionary = tmp_path / "dict"
         dictionary.write_text(swbd_tree.DICTIONARY + "AM ey eh m\nADS ey d iy eh s\n")
         assert read_acronyms(dictionary) == {

@@ -20,7 +20,7 @@ def little_babble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "BABBLE_SENTENCES", 3)
 
 
-def test_a_sentence_sounds_the_same_whatever_was_said_before() -> None:
+def test_a_sentence_does_not_depend_on_earlier_ones() -> None:
     with closing(Espeak()) as synthesiser:
         first = synthesiser.say("turn the red light on", "en-us+f3")
         other = synthesiser.say("seven three", "en-029+m7", pitch=60, rate=150)
@@ -34,7 +34,7 @@ def test_a_sentence_sounds_the_same_whatever_was_said_before() -> None:
     assert len(other) != len(first)
 
 
-def test_pitch_and_pace_are_heard() -> None:
+def test_pitch_and_tempo_change_the_audio() -> None:
     with closing(Espeak()) as synthesiser:
         slow = synthesiser.say("one two three", "en-us", rate=120)
         fast = synthesiser.say("one two three", "en-us", rate=220)
@@ -52,7 +52,7 @@ def _fundamental(samples: np.ndarray) -> float:
     return RATE / (lags.start + np.argmax(correlation[lags]))
 
 
-def test_unknown_voice_is_refused_and_the_process_goes_on() -> None:
+def test_unknown_voice_is_refused_and_the_process_continues() -> None:
     with closing(Espeak()) as synthesiser:
         with pytest.raises(ChildProcessError, match="voice 'no-such-voice'"):
             synthesiser.say("one", "no-such-voice")
@@ -71,7 +71,7 @@ def test_speakers_of_the_parts_are_disjoint() -> None:
 
 
 def test_every_voice_exists_and_speakers_differ() -> None:
-    """espeak-ng falls back to a plain voice in silence where a timbre is unknown."""
+    """espeak-ng silently falls back to a plain voice for an unknown timbre."""
     people = [
         s for part in ("labelled", "valid", "test") for s in synthetic.speakers(part)
     ]

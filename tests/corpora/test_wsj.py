@@ -32,20 +32,20 @@ LAYOUTS = {
 @pytest.mark.parametrize(
     "dot, text",
     [
-        # Escaped and unescaped punctuation that was spoken stays as it is written.
+        # Spoken punctuation, escaped or not, stays as written.
         (r"one \,COMMA two .PERIOD", "ONE ,COMMA TWO .PERIOD"),
         (r"\(LEFT\-PAREN A\. T\. & T\.", "(LEFT-PAREN A. T. & T."),
         # The spellings of Nov'93 and of the CMU dictionary; only whole words.
         (r"ten \%PERCENT %percent", "TEN PERCENT PERCENT"),
         (r"two \.POINT .point", "TWO POINT POINT"),
         (r"so \-\-DASH no-\-DASH", "SO -DASH NO--DASH"),
-        # A noise is <NOISE>, also where it touches a word; over a word it goes.
+        # A noise is <NOISE>, even if it touches a word; over a word it is dropped.
         ("[loud_breath] yes[cough]", "<NOISE> <NOISE>"),
         ("[<tap] a [tap>] b", "A B"),
         ("[phone_ring/] a b [/phone_ring]", "A B"),
         # Not a noise by the recipes' rule (no letters, digits or _ alone).
         ("[lip-smack] a", "[LIP-SMACK] A"),
-        # Swallowed words were said; other angles stay.
+        # Swallowed words are kept; other angle brackets stay.
         (r"<and> <isn\'t> <*in*> <re-do>", "AND ISN'T <*IN*> <RE-DO>"),
         # No words; a period or a tilde of a word stays.
         ("a . b ~", "A B"),
@@ -125,7 +125,7 @@ def test_compressed_without_sph2pipe(tmp_path, monkeypatch):
 
 
 def test_lexical_snor(tmp_path):
-    """Upper case, no noise and no marks, but for the CMU spelling of the dash."""
+    """Upper case, without noise and marks, except for the CMU spelling of the dash."""
     wsj_tree.write_tree(tmp_path)
     manifests = prepare_wsj(tmp_path, tmp_path, transcripts="lsn")
     for name, utterances in SETS.items():
@@ -144,7 +144,7 @@ def test_prompts(tmp_path):
         prepare_wsj(tmp_path, tmp_path, transcripts="txt")
 
 
-def test_what_lacks_is_named_or_left_out(tmp_path, capsys):
+def test_missing_utterances_are_named_or_left_out(tmp_path, capsys):
     wsj_tree.write_tree(tmp_path)
     (tmp_path / "13-1.1/wsj1/si_tr_s/461/461c0201.wv1").unlink()
     for disc in "11-4.1", "11-10.1":

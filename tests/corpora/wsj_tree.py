@@ -21,7 +21,7 @@ class Utterance(NamedTuple):
     disc: str
     folder: str  # from wsj0/ or wsj1/ on, without the speaker's
     dot: str
-    text: str  # what ESPnet's and Kaldi's recipes make of `dot`
+    text: str  # of `dot`, as in ESPnet's and Kaldi's recipes
     lsn: str
 
     @property
@@ -54,7 +54,7 @@ UTTERANCES = [
         "<NOISE> IT'S THE I. B. M. *PLAN* OF MAY",
         "IT'S THE I. B. M. PLAN OF MAY",
     ),
-    Utterance(  # in the index; no recipe uses it
+    Utterance(  # in the index, but not used by any recipe
         "401c0201",
         "11-2.1",
         "wsj0/si_tr_s",
@@ -78,7 +78,7 @@ UTTERANCES = [
         "TEN PERCENT <*IN*> S:OME TWO POINT FIVE ISN'T IT",
         "TEN PERCENT IN SOME TWO POINT FIVE ISN'T IT",
     ),
-    Utterance(  # a mark with a hyphen, which the recipes leave as it is
+    Utterance(  # a mark with a hyphen, which the recipes keep
         "461c0201",
         "13-1.1",
         "wsj1/si_tr_s",
@@ -168,7 +168,7 @@ def write_tree(
             extra=f"utterance_id -s8 {utterance.id}\n",
         )
         files[f"{utterance.disc}/{utterance.tail}.wv1"] = audio
-    # The other microphone, which no set has.
+    # The other microphone, not in any set.
     files["11-7.1/wsj0/si_tr_s/01i/01ic0201.wv2"] = b"not read"
     files |= _indices() | _transcripts()
     for path, content in files.items():
@@ -201,7 +201,7 @@ def _indices() -> dict[str, bytes]:
         "11-13.1/wsj0/doc/indices/test/nvp/si_et_20.ndx": index(
             "20,000 words", ["wsj0/si_et_20"], ""
         ),
-        # Of the same name in another folder: the evaluation of Nov'93.
+        # The same name in another folder: the evaluation of Nov'93.
         "13-32.1/wsj1/doc/indices/wsj1/eval/h1_p0.ndx": (
             b"13_32_1:wsj1/si_et_h1/wsj64k/4oa/4oac0201.wv1\n"
         ),

@@ -1,4 +1,4 @@
-"""Files and folders that a kill or an error leaves whole."""
+"""Files and folders stay complete after a kill or an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_file(tmp_path: Path):
     assert content(tmp_path) == {"new/a.txt": '{\n  "a": "é",\n  "b": 1\n}\n'}
 
 
-def test_the_temporary_name_keeps_the_ending(tmp_path: Path):
+def test_the_temporary_name_keeps_the_suffix(tmp_path: Path):
     names = []
 
     def write(part: Path) -> None:
@@ -77,7 +77,7 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path):
     assert os.listdir(tmp_path) == ["kd"]
 
 
-def test_what_a_kill_left_does_not_get_into_the_next_folder(tmp_path: Path):
+def test_leftovers_of_a_kill_are_not_in_the_next_folder(tmp_path: Path):
     write_text(tmp_path / "kd" / "a", "old")
     killed(
         "m = write_folder('kd'); f = m.__enter__(); (f / 'b').touch(); die()", tmp_path

@@ -1,4 +1,4 @@
-"""Dump folders: what is copied, cut, resampled and perturbed."""
+"""Dump folders: copying, cutting, resampling and perturbation of audio."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def whole(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
-    """A recording of two tones, of which two segments are utterances."""
+    """A recording of two tones, with two segments as utterances."""
     wave = np.concatenate([tone(1.0), tone(1.0, frequency=1000)])
     soundfile.write(tmp_path / "talk.wav", wave, RATE)
     return write(
@@ -99,7 +99,7 @@ def test_a_command_becomes_a_file(whole: Path, tmp_path: Path):
 
 
 def test_speed_perturbation(whole: Path, tmp_path: Path):
-    """Kaldi's ids; texts stay; slower speech is longer and lower, by the factor."""
+    """Ids as in Kaldi; texts unchanged; slower speech is longer and lower."""
     dump = tmp_path / "dump"
     assert format_data(whole, dump, RATE, [0.9, 1.0, 1.1]) == 6
     ids = {f"{p}spk-{x}": x for p in ("sp0.9-", "", "sp1.1-") for x in "ab"}
@@ -134,8 +134,8 @@ def test_unlabelled_audio(whole: Path, tmp_path: Path):
     assert len(table(dump, "wav.scp")) == 4
 
 
-def test_an_interrupted_run_goes_on(long: Path, tmp_path: Path, monkeypatch):
-    """What was complete is kept; what was not leaves nothing that could be taken."""
+def test_an_interrupted_run_resumes(long: Path, tmp_path: Path, monkeypatch):
+    """Complete files are kept; incomplete ones leave nothing that could be used."""
     from lhotse import MonoCut
 
     dump, original, made = tmp_path / "dump", MonoCut.save_audio, []
@@ -180,8 +180,8 @@ def test_the_command_refuses_bad_data(whole: Path, tmp_path: Path):
     assert not (tmp_path / "dump").exists()
 
 
-def test_stale_audio_is_made_anew(whole: Path, tmp_path: Path):
-    """Another rate, or another source of the same length: nothing old is kept."""
+def test_stale_audio_is_made_again(whole: Path, tmp_path: Path):
+    """Another rate, or another source of equal length: old files are not kept."""
     dump = tmp_path / "dump"
 
     def made() -> str:

@@ -79,7 +79,7 @@ def long_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
 
 
-def test_cut_holds_what_the_folder_says(folder: Path) -> None:
+def test_cut_equals_the_folder(folder: Path) -> None:
     cuts = list(cuts_from_kaldi(folder))
     assert [cut.id for cut in cuts] == ["a-1", "a-2", "b-1"]
     assert [cut.supervisions[0].id for cut in cuts] == ["a-1", "a-2", "b-1"]
@@ -112,7 +112,7 @@ def test_round_trip_of_whole_recordings(folder: Path) -> None:
     assert not Path("again/segments").exists()
 
 
-def test_segments_are_the_right_stretch_of_audio(long_recording: Path) -> None:
+def test_segments_have_the_right_audio(long_recording: Path) -> None:
     cuts = {cut.id: cut for cut in cuts_from_kaldi(long_recording)}
     whole = tone(3 * RATE) / 32768
     for utt_id, first, last in (
@@ -175,7 +175,7 @@ def test_archives_of_kaldiio(
     Path("data").mkdir()
     kaldiio.save_ark(
         "data/audio.ark",
-        {  # kaldiio wants the pair in the order of its writer
+        {  # kaldiio needs the pair in the order of its writer
             key: (signal, RATE) if write_function else (RATE, signal)
             for key, signal in signals.items()
         },
@@ -243,7 +243,7 @@ def test_with_lengths_no_audio_is_needed(tmp_path: Path) -> None:
         next(iter(cuts)).load_audio()
 
 
-def test_given_rate_stands_for_utt2dur(tmp_path: Path) -> None:
+def test_given_rate_replaces_utt2dur(tmp_path: Path) -> None:
     folder = big_folder(tmp_path, 2, utt2num_samples="8000")
     assert [c.duration for c in cuts_from_kaldi(folder, 16000)] == [0.5, 0.5]
     with pytest.raises(ValueError, match="nowhere/utt000000.wav does not exist"):
@@ -253,7 +253,7 @@ def test_given_rate_stands_for_utt2dur(tmp_path: Path) -> None:
 def test_first_cut_reads_only_what_it_must(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of tables of some MB a first cut takes one block each; of audio one header."""
+    """Reading a first cut takes one block of each large table, and one audio header."""
     folder = big_folder(tmp_path, 100_000)
     soundfile.write(tmp_path / "real.wav", tone(4000), RATE)
     lines = (folder / "wav.scp").read_text().replace("nowhere/utt000000", "real", 1)
@@ -283,7 +283,7 @@ def test_first_cut_reads_only_what_it_must(
 
 
 def test_cuts_are_written_one_at_a_time(folder: Path) -> None:
-    """The writer never holds the cuts: at any moment at most two of them live."""
+    """The writer does not keep the cuts: at most two of them exist at any time."""
     template = next(iter(cuts_from_kaldi(folder)))
     alive: list[weakref.ref] = []
     most = 0

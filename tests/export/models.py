@@ -1,4 +1,4 @@
-"""Tiny students as KD training leaves them, some of their weights pruned to zero."""
+"""Tiny students as after KD training, some of their weights pruned to zero."""
 
 from __future__ import annotations
 

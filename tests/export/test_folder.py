@@ -1,4 +1,4 @@
-"""The exported folder: decoded by stock ESPnet, never over what is not ours."""
+"""The exported folder: decoded by stock ESPnet, never written over other files."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_stock_inference(student, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "asr_transducer"])
-def test_what_the_folder_holds(student, tmp_path, kind):
+def test_contents_of_the_folder(student, tmp_path, kind):
     exp = student(kind)
     record = export_folder(exp, MODEL, tmp_path / "plain", ["csr", "int8"])
     before = yaml.safe_load((exp / "config.yaml").read_text())
@@ -111,7 +111,7 @@ def test_again(student, tmp_path):
     export_folder(exp, MODEL, plain, ["csr"])
     assert {path: path.read_bytes() for path in files(plain)} == first
 
-    # Somebody decoded into it; then it is exported with another form.
+    # A decoding is added; then it is exported with another form.
     (plain / "decode").mkdir()
     (plain / "decode" / "text").write_text("utt0 a\n")
     (plain / "export.md").write_text("of the old weights\n")
@@ -122,7 +122,7 @@ def test_again(student, tmp_path):
     assert not (plain / "export.md").exists()
 
 
-def test_an_empty_folder_is_taken(student, tmp_path):
+def test_an_empty_folder_is_accepted(student, tmp_path):
     (tmp_path / "plain").mkdir()
     export_folder(student("hybrid"), MODEL, tmp_path / "plain")
     assert (tmp_path / "plain" / "config.yaml").exists()
@@ -147,7 +147,7 @@ def test_the_trained_folder_is_not_written_over(student):
         export_folder(exp, MODEL, exp)
 
 
-def test_nothing_is_left_of_a_failure(student, tmp_path):
+def test_a_failure_leaves_nothing_behind(student, tmp_path):
     with pytest.raises(ValueError, match="2:4"):
         export_folder(
             student("hybrid", "dense"), MODEL, tmp_path / "x", ["int8", "2:4"]

@@ -47,7 +47,7 @@ def test_other_precisions(dtype):
         assert back.dtype == dtype and torch.equal(back, weight)
 
 
-def test_csr_is_taken_where_it_is_smaller():
+def test_csr_is_used_if_smaller():
     # 4 x 8 fp32 = 128 bytes; 5 row pointers = 20; 8 bytes a value: 13 fit, 14 do not.
     weight = torch.zeros(4, 8)
     weight.view(-1)[:13] = 1

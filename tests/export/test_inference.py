@@ -129,9 +129,9 @@ def test_int8_is_smaller(student, tmp_path):
 
 
 def test_int8_without_torchs_warnings(student, tmp_path):
-    """torch deprecates what ESPnet's switch uses; the user can do nothing about it."""
+    """torch deprecates the package used by ESPnet; users cannot change that."""
     exp, path = student("hybrid"), tmp_path / "model.int8.pth"
-    torch.set_warn_always(True)  # not once a process
+    torch.set_warn_always(True)  # instead of once per process
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -144,7 +144,7 @@ def test_int8_without_torchs_warnings(student, tmp_path):
     ] == []
 
 
-def test_weights_that_lack_are_refused(student, tmp_path):
+def test_missing_weights_are_refused(student, tmp_path):
     exp = student("hybrid")
     state = torch.load(exp / MODEL)
     state.pop("ctc.ctc_lo.bias")
@@ -164,7 +164,7 @@ def test_missing_and_other_files_are_refused(student, tmp_path):
         load_speech2text(exp / "config.yaml", tmp_path / "x.int8.pth")
 
 
-def test_elsewhere_than_in_the_recipe(student, tmp_path, monkeypatch):
+def test_outside_the_recipe(student, tmp_path, monkeypatch):
     exp = student("hybrid")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="feats_stats.npz.*recipe folder"):

@@ -1,4 +1,4 @@
-"""Taking turns, and what comes out of the seconds."""
+"""Taking turns, and figures computed from the seconds."""
 
 import time
 

@@ -94,7 +94,7 @@ def across(*pythons: str) -> int:
 
 
 def _differences(line: str) -> list[float]:
-    """All but stock ESPnet's with the model as it is: what a lab has without us."""
+    """All but those of stock ESPnet with the original model, without this package."""
     return [float(part.split()[-1]) for part in line.split("; ")[:-1]]
 
 

@@ -98,7 +98,7 @@ def before_202609(name: str, conf: dict) -> dict[str, str]:
 
 
 def write_model(recipe: Recipe, folder: str, name: str, conf: dict) -> Model:
-    """A CTC model with an encoder, stored as ESPnet stores a trained one."""
+    """A CTC model with an encoder, stored like a trained model of ESPnet."""
     from espnet2.tasks.asr import ASRTask
 
     target = recipe.folder / folder

@@ -1,4 +1,4 @@
-"""An utterance in a padded batch is encoded as it is alone."""
+"""An utterance is encoded in a padded batch as it is alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from espnet_kd.models.lengths import use_true_lengths
 from espnet_kd.models.versions import installed_version
 
 ROOT = Path(__file__).parents[2]
-SIZE = 16  # of the features, where a test chooses it
+SIZE = 16  # of the features, if chosen by a test
 ASR = dict(output_size=12, attention_heads=2, num_blocks=2)
 FEED_FORWARD = dict(linear_units=12)
 CGMLP = dict(cgmlp_linear_units=12, cgmlp_conv_kernel=7, rel_pos_type="latest")
@@ -51,7 +51,7 @@ TRANSDUCER_INPUTS = [(False, 2), (False, 4), (False, 6), (True, 4), (True, 6)]
 
 
 class Model(torch.nn.Module):
-    """What `use_true_lengths` needs of an ESPnet model."""
+    """The parts of an ESPnet model that `use_true_lengths` needs."""
 
     def __init__(self, encoder: torch.nn.Module, frontend=None) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def difference(model: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was warned of so far."""
+    """The warnings so far."""
     return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
 
@@ -166,7 +166,7 @@ def test_asr_transducer_encoders(
         (
             "rel_pos_type legacy of ConformerEncoder",
             "conformer",
-            dict(ASR, **FEED_FORWARD),  # as ESPnet's defaults are
+            dict(ASR, **FEED_FORWARD),  # ESPnet's defaults
         ),
     ],
 )
@@ -176,7 +176,7 @@ def test_an_encoder_that_is_not_corrected_is_named(
     model = Model(asr_encoder(choice, conf))
     use_true_lengths(model)
     assert difference(model, *features()) > 1e-4  # the warning is true
-    # ESPnet has a warning of its own of legacy positions.
+    # ESPnet has its own warning about legacy positions.
     (warning,) = [text for text in warnings(caplog) if text.startswith("true_lengths")]
     assert warning.startswith(f"true_lengths: {name} is not among")
 
@@ -191,7 +191,7 @@ def test_a_block_that_is_not_corrected_is_named(caplog: pytest.LogCaptureFixture
         assert not warnings(caplog)
         return
     out, frames = model(*features())
-    assert int(frames.max()) > out.size(1)  # more frames than it puts out
+    assert int(frames.max()) > out.size(1)  # more frames than the output has
     (warning,) = warnings(caplog)
     assert warning.startswith("true_lengths: block_type conv1d of Encoder is not")
 

@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit is refused by name, by all that reads one."""
+"""A checkpoint that does not fit is refused by name, wherever one is read."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def bad(recipe: Recipe, training: Path, tmp_path: Path, monkeypatch):
     return write
 
 
-# ------------------------------------------------------------------------ who reads
+# -------------------------------------------------------------------------- readers
 
 
 def read_as_teacher(recipe: Recipe, kind: str, model: Model) -> None:
@@ -285,7 +285,7 @@ def test_the_language_model_is_named(
 # ------------------------------------------------------------------ unchanged cases
 
 
-def test_a_fault_of_the_configuration_is_not_put_on_the_weights(bad: Callable):
+def test_a_configuration_error_is_not_blamed_on_the_weights(bad: Callable):
     model, _ = bad("hybrid", "one more")
     config = yaml.safe_load(Path(model.config).read_text())
     config["encoder_conf"]["atention_heads"] = 2
@@ -294,7 +294,7 @@ def test_a_fault_of_the_configuration_is_not_put_on_the_weights(bad: Callable):
         load_model(*model)
 
 
-def test_espnet_is_left_as_it_was(recipe: Recipe, bad: Callable):
+def test_espnet_is_restored(recipe: Recipe, bad: Callable):
     from espnet2.tasks.abs_task import AbsTask
     from espnet2.train.abs_espnet_model import AbsESPnetModel
 
@@ -358,7 +358,7 @@ def test_a_branch_that_is_switched_off(recipe: Recipe, tmp_path: Path, caplog):
 
 @pytest.mark.parametrize("key", ["module", "state_dict"])
 def test_files_of_deepspeed_and_lightning(recipe: Recipe, tmp_path: Path, key: str):
-    """Which stock ESPnet reads since 202609."""
+    """Stock ESPnet reads these since 202609."""
     good = recipe.teacher("hybrid")
     state = torch.load(good.checkpoint)
     torch.save({key: state}, tmp_path / "model.pth")
@@ -381,7 +381,7 @@ def test_espnets_switch_for_other_files(
 
 
 def test_adapters_alone(recipe: Recipe, tmp_path: Path, monkeypatch):
-    """What ESPnet saves of a fine-tuned model with `save_strategy: adapter_only`."""
+    """ESPnet's file of a fine-tuned model with `save_strategy: adapter_only`."""
     lora = pytest.importorskip("loralib")
     from espnet2.layers.create_adapter import create_adapter
 
@@ -409,7 +409,7 @@ def test_adapters_alone(recipe: Recipe, tmp_path: Path, monkeypatch):
     torch.save(dict(list(adapters.items())[1:]), tmp_path / "adapters.pth")
     with pytest.raises(ValueError, match="lacks 1 .*lora_"):
         load_stock_model(tmp_path / "config.yaml", tmp_path / "adapters.pth")
-    # Nothing puts a base that came by --init_param into a model that is read.
+    # A base that came from --init_param is missing when the model is read.
     torch.save(adapters, tmp_path / "adapters.pth")
     config["init_param"] = [good.checkpoint]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -35,7 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 def fresh() -> None:
-    """As in a new process, by hand."""
+    """Reset by hand, as in a new process."""
     inspect.signature(Encoder.__init__).parameters["input_conf"].default.clear()
 
 
@@ -48,7 +48,7 @@ def cleared() -> Iterator[None]:
 
 
 def of_width(width: int) -> dict:
-    """An encoder of `asr_transducer` that leaves its input to ESPnet."""
+    """An encoder of `asr_transducer` with ESPnet's default input."""
     body = [dict(CONFORMER["body_conf"][0], hidden_size=width)]
     return dict(WITHOUT_INPUT, body_conf=body)
 
@@ -80,7 +80,7 @@ def size(model) -> int:
 
 @pytest.mark.usefixtures("task")
 def test_a_student_narrower_than_its_teacher_trains(recipe: Recipe, kind: str):
-    """The preset one_best_path, the student 16 wide, the teacher 32."""
+    """The preset one_best_path; widths 16 (student) and 32 (teacher)."""
     teacher = recipe.teacher(kind, encoder_conf=of_width(32))
     path = importlib.resources.files("espnet_kd.shipped.kd") / "one_best_path.yaml"
     preset = yaml.safe_load(path.read_text())["kd_conf"]
@@ -99,12 +99,12 @@ def test_a_student_narrower_than_its_teacher_trains(recipe: Recipe, kind: str):
 
 @pytest.mark.usefixtures("task")
 def test_each_model_gets_its_own_sizes(recipe: Recipe, kind: str):
-    """Of everything of ours that builds."""
+    """For each of our functions that build models."""
     build = recipe.build
     small = size(build(kind, stock=True, encoder_conf=of_width(16)))
     fresh()
     large = size(build(kind, stock=True, encoder_conf=of_width(32)))
-    # Stock ESPnet gives the next model the input of the one before.
+    # In stock ESPnet the next model gets the input of the previous one.
     assert size(build(kind, stock=True, encoder_conf=of_width(16))) != small
 
     wide = recipe.teacher(kind, "wide", encoder_conf=of_width(32))
@@ -119,7 +119,7 @@ def test_each_model_gets_its_own_sizes(recipe: Recipe, kind: str):
 
 
 @pytest.mark.usefixtures("task")
-def test_plan_counts_the_model_that_is_asked_for(recipe: Recipe, tmp_path, kind: str):
+def test_plan_counts_the_requested_model(recipe: Recipe, tmp_path, kind: str):
     def planned(width: int):
         config = tmp_path / "train.yaml"
         options = recipe.config(kind, encoder_conf=of_width(width))
@@ -146,7 +146,7 @@ def mutable_defaults() -> dict[str, object]:
         for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             try:
                 module = importlib.import_module(info.name)
-            except Exception:  # needs what is not installed; nothing here builds it
+            except Exception:  # needs a package that is not installed; not built here
                 continue
             for owner in [module, *_classes(module)]:
                 for name, function in _functions(owner):

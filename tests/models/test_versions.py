@@ -102,7 +102,7 @@ def test_names_of_the_other_versions(recipe: Recipe, model, tmp_path, index: int
     assert path.stat().st_size < size + 800 * len(both.keys() - state.keys()) + 100
 
 
-def test_a_weight_that_lacks_is_missed_under_its_name_here(model, tmp_path):
+def test_a_missing_weight_has_its_name_in_this_version(model, tmp_path):
     config, checkpoint = model(SCALED)
     state = translated(SCALED, torch.load(checkpoint))
     gone = [name for name in state if name.endswith(".alpha")]
@@ -113,7 +113,7 @@ def test_a_weight_that_lacks_is_missed_under_its_name_here(model, tmp_path):
         load_stock_model(config, tmp_path / "m.pth")
 
 
-# ------------------------------------------------------------------- all that reads
+# -------------------------------------------------------------------------- readers
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_export_and_its_forms(pair, recipe: Recipe, tmp_path):
 
 
 def test_forms_of_another_version(pair, recipe: Recipe, tmp_path):
-    """An .int8.pth and a .csr.pth that the export wrote in another version."""
+    """An .int8.pth and a .csr.pth exported in another version."""
     samples = recipe.batch([4])["speech"][0].numpy()
     out = tmp_path / "plain"
     export_folder(pair[0], "model.pth", out, ["csr", "int8"])
@@ -193,7 +193,7 @@ def test_forms_of_another_version(pair, recipe: Recipe, tmp_path):
 
 
 def test_teachers(pair, recipe: Recipe, model):
-    """A KD teacher, and one that a student starts from."""
+    """A KD teacher, and one that initialises a student."""
     here, there = (Model(f"{e}/config.yaml", f"{e}/model.pth") for e in pair)
     conf = yaml.safe_load(Path(here.config).read_text())["encoder_conf"]
     args = dict(encoder="conformer", encoder_conf=conf)
@@ -242,7 +242,7 @@ def test_patterns_with_names_of_either_version(model, pattern: str):
         pruner(plain, parameters=["*.embed.out.0.weight"])
 
 
-def test_a_pruned_training_goes_on_in_another_version(model):
+def test_a_pruned_training_resumes_in_another_version(model):
     asr = load_stock_model(*model(SCALED))
     first = pruner(asr, start=0, every=1)
     optimizer = torch.optim.SGD(asr.parameters(), lr=0.1)
@@ -272,7 +272,7 @@ def start(model, **options) -> torch.nn.Module:
 
 
 def test_init_param_of_a_model_without_self_conditioning(recipe, pair):
-    """What fine-tuning adds to a part may be missing in the file."""
+    """Additions of fine-tuning to a part may be missing in the file."""
     config = yaml.safe_load((pair[0] / "config.yaml").read_text())
     config["encoder_conf"].update(
         interctc_layer_idx=[1], interctc_use_conditioning=True
@@ -341,7 +341,7 @@ def test_init_param_that_does_not_fit(pair, model, tmp_path, caplog):
     with pytest.raises(ValueError, match="part.pth: the file is empty"):
         start(model, init_param=str(part))
 
-    # A part that is not in it stays as it is.
+    # A part that is not in it stays unchanged.
     torch.save({k: v for k, v in state.items() if not k.startswith("ctc")}, part)
     student = start(model, init_param=str(part))
     assert bool((student.ctc.ctc_lo.weight == 7).all())
@@ -355,7 +355,7 @@ def test_init_param_that_does_not_fit(pair, model, tmp_path, caplog):
 
 @pytest.mark.parametrize("ignore", [False, True])
 def test_training_starts_from_another_versions_file(pair, recipe: Recipe, ignore):
-    """Through ESPnet's own training; its learning rate leaves the weights alone."""
+    """Through ESPnet's own training, with a learning rate that keeps the weights."""
     here, there = pair
     conf = yaml.safe_load((here / "config.yaml").read_text())
     name = f"started_{ignore}"

@@ -19,7 +19,7 @@ BLANK = 0
 
 @pytest.fixture
 def no_package(monkeypatch: pytest.MonkeyPatch):
-    """As if nothing had been installed in this process yet."""
+    """As if `install` had not run in this process yet."""
     monkeypatch.delitem(sys.modules, warprnnt.NAME, raising=False)
     if importlib.util.find_spec(warprnnt.NAME):
         pytest.skip("the real warprnnt_pytorch is installed")
@@ -28,7 +28,7 @@ def no_package(monkeypatch: pytest.MonkeyPatch):
 
 
 def arguments() -> tuple[torch.Tensor, ...]:
-    """As ESPnet's get_transducer_task_io gives them: int32, padded with blank."""
+    """As returned by ESPnet's get_transducer_task_io: int32, padded with blank."""
     logits = torch.randn(2, 4, 4, 5, requires_grad=True)
     return logits, *(
         torch.tensor(x, dtype=torch.int32) for x in (LABELS, FRAMES, LABEL_LENGTHS)

@@ -21,7 +21,7 @@ TRANSDUCER = {
 }
 TRAINED = {"token_list": TOKENS, "ctc_conf": {}, "frontend_conf": {"fs": 16000}}
 PRESET = {"kd_conf": {"losses": [{"nodes": "tokens"}]}}
-# Stage 10 of a dropped-in recipe, in which nothing is wrong.
+# Stage 10 of a dropped-in recipe without faults.
 STAGE_10 = dict(
     wanted="10",
     data_feats="dump/raw",
@@ -158,7 +158,7 @@ def test_a_recipe_without_faults(recipe: Path):
         (
             lambda: teacher(ctc_conf=None) or write("exp/teacher/config.yaml", "a: 1"),
             {},
-            "exp/teacher/config.yaml: neither `joint_network_conf`",
+            "exp/teacher/config.yaml: has neither `joint_network_conf`",
         ),
         (
             lambda: teacher(input_size=80),
@@ -192,8 +192,8 @@ def test_a_recipe_without_faults(recipe: Path):
         (
             lambda: Path("exp/stats/valid/text_shape.char").unlink(),
             {},
-            "exp/stats/valid/text_shape.char: not found; run stage 4 of kd.sh, or what "
-            "makes it in asr.sh, first",
+            "exp/stats/valid/text_shape.char: not found; run stage 4 of kd.sh, or its "
+            "equivalent in asr.sh, first",
         ),
         (None, {"teacher_weights": "0"}, "--teacher_weights 0: must be numbers above"),
         (
@@ -216,17 +216,17 @@ def test_all_faults_are_found_at_once(recipe: Path):
         assert sum(part in fault for fault in faults) == 1, faults
 
 
-def test_what_fits_is_no_fault(recipe: Path):
-    """Integer ratios of frame rates, and what sequence-level KD does without."""
+def test_matching_models_have_no_faults(recipe: Path):
+    """Integer ratios of frame rates, which sequence-level KD does not need."""
     loss(nodes="frames")
     teacher(encoder_conf={"input_layer": "conv2d8"})
     assert found() == []
-    write("conf/kd.yaml", {"kd_set": {"nbest": 4}})  # text alone is taught
+    write("conf/kd.yaml", {"kd_set": {"nbest": 4}})  # only text is distilled
     teacher(token_list=["<blank>", "x"], encoder_conf={"input_layer": "conv2d6"})
     assert found() == []
     write("conf/kd.yaml", {"kd_conf": {"losses": [{"nodes": ["frames", "lattice"]}]}})
     teacher()
-    assert found() == []  # of a list, what both have
+    assert found() == []  # of a list, the nodes that both have
 
 
 def test_options_change_a_configuration(recipe: Path):
@@ -237,7 +237,7 @@ def test_options_change_a_configuration(recipe: Path):
 
 
 def test_the_student_with_kd_is_merged_as_it_is_trained(recipe: Path):
-    """Of asr_config, the preset's `training` and `kd_conf`, asr_args and kd_args."""
+    """From asr_config, the preset's `training` and `kd_conf`, asr_args and kd_args."""
     frames = {"losses": [{"nodes": "frames"}]}
     no_ctc = {**ATTENTION, "model_conf": {"ctc_weight": 0.0, "lsm_weight": 0.1}}
     write("conf/student.yaml", no_ctc)
@@ -254,8 +254,8 @@ def test_the_student_with_kd_is_merged_as_it_is_trained(recipe: Path):
     assert fault.startswith(place + "kd_conf.losses[0].nodes: 'frames' is not")
 
 
-def test_a_student_known_by_kd_tag_alone(recipe: Path):
-    """Decoding asks for no preset."""
+def test_a_student_identified_only_by_kd_tag(recipe: Path):
+    """Decoding does not need a preset."""
     write("exp/student_kd/valid.acc.ave.pth", "weights")
     options = dict(wanted="12", kd_config="", teacher_exp="")
     assert found(**options, kd_tag="essence") == []
@@ -295,20 +295,20 @@ def test_a_preset_chooses_the_checkpoint(recipe: Path):
     assert found(**options, inference_asr_model="valid.wer.ave.pth") == []
 
 
-def test_a_file_that_an_earlier_stage_makes_is_no_fault(recipe: Path):
+def test_a_file_made_by_an_earlier_stage_is_not_a_fault(recipe: Path):
     Path("dump/raw/train_kd/wav.scp").unlink()
     for name in ("wav.scp", "text"):
         write(f"dump/raw/train/{name}", "")
     assert found(wanted="8 10") == []
     Path("data/token_list/char/tokens.txt").unlink()
     assert "tokens.txt: not found; run stage 3" in found(wanted="8 10")[0]
-    own = "conf/own_tokens.txt"  # no stage makes a list at this place
+    own = "conf/own_tokens.txt"  # not made by any stage
     given = found(wanted="3 8 10", teacher_train_set="train", token_list=own)
     assert f"{own}: not found" in given
 
 
 def test_the_checkpoint_is_one_that_training_writes(recipe: Path):
-    """A transducer has no accuracy; kd.sh found that out in stage 12."""
+    """A transducer has no accuracy; kd.sh used to fail in stage 12."""
     write("conf/student.yaml", TRANSDUCER)
     teacher(**TRANSDUCER)
     loss(nodes="path")
@@ -382,7 +382,7 @@ def test_lm_and_ngram(recipe: Path):
 
 
 def test_the_sparse_student(recipe: Path):
-    """It is its teacher: an attention model has no lattice."""
+    """It is its own teacher: an attention model has no lattice."""
     names = ("train/speech_shape", "train/text_shape.char", "valid/speech_shape")
     for name in (*(f"exp/stats/{each}" for each in names), "dump/raw/train/wav.scp"):
         write(name, "")
@@ -430,19 +430,19 @@ def test_options_of_the_kd_set(recipe: Path, capsys, preset, args, message):
     assert message in fault
 
 
-def test_faults_are_told_where_the_estimate_fails(recipe: Path, capsys):
+def test_faults_are_reported_if_the_estimate_fails(recipe: Path, capsys):
     write("dump/raw/train/utt2num_samples", "")
     given = {**STAGE_10, "all_sets": "train", "fs": "none", "kd_tag": "x"}
     assert main(["--dry_run", *(f"{k}={v}" for k, v in given.items())]) == 1
-    said = capsys.readouterr()
-    assert "No estimate: " in said.out and "--fs none: must be" in said.err
+    output = capsys.readouterr()
+    assert "No estimate: " in output.out and "--fs none: must be" in output.err
     given = {**STAGE_10, "all_sets": "train", "teacher_train_set": "train"}
     assert main(["--dry_run", *(f"{k}={v}" for k, v in given.items())]) == 0
     assert "dump/raw/train/utt2num_samples is empty" in capsys.readouterr().out
 
 
 def test_no_torch_is_imported(recipe: Path):
-    """kd.sh pays for the check at each start."""
+    """The check runs at each start of kd.sh, so it must be fast."""
     words = [f"{name}={value}" for name, value in STAGE_10.items()]
     code = (
         "import sys; from espnet_kd.bin.check import main; code = main(sys.argv[1:]); "

@@ -1,4 +1,4 @@
-"""Planned bytes beside those of files that the stages write."""
+"""Planned bytes against those of files written by the stages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from espnet_kd.targets.shards import decode_cuts
 UTTERANCES, SECONDS, RATE, NBEST = 6, 4, 8000, 3
 SPEECH = Speech(rate=RATE, seconds=SECONDS, longest=SECONDS, labels=4.0)
 AUDIO = float(UTTERANCES * SECONDS)
-# 15 characters and 4 tokens of a second, as in English
+# 15 characters and 4 tokens per second, as in English
 TEXT = "and here is what was seen of it by one of the other two men "[: 15 * SECONDS]
 TOKENS = list(range(1000, 1000 + 4 * SECONDS))
 
@@ -69,7 +69,7 @@ def test_segments_are_written_at_every_speed():
 
 @pytest.fixture(scope="module")
 def shard(data, tmp_path_factory) -> Path:
-    """Hypotheses as teacher decoding writes them; the texts are made up."""
+    """Hypotheses as written by teacher decoding, with dummy texts."""
     path = tmp_path_factory.mktemp("decoded") / "hypotheses.1.jsonl"
 
     def search(utterances: list[np.ndarray]) -> list[list[SearchResult]]:

@@ -1,4 +1,4 @@
-"""Estimates beside what was measured; docs/planning.md shows the tables."""
+"""Estimates against measurements; docs/planning.md shows the tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.plan_check import (
 
 
 def test_memory_of_dense_lattices():
-    """Where logits are most of it; other tensors count in smaller problems."""
+    """If logits dominate; in smaller problems other tensors matter too."""
     rows = [r for r in lattice_memories() if "ours" not in r.name and r.measured > 200]
     assert len(rows) >= 7
     for row in rows:

@@ -1,4 +1,4 @@
-"""What is counted of real, tiny ESPnet models."""
+"""Counts of real, tiny ESPnet models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_parameters_joint_and_rate(kind, tmp_path):
 
 
 def saved_tensors(outputs: list[torch.Tensor]) -> dict[int, int]:
-    """Bytes by address of what hangs on a graph: found by walking it, not by hooks."""
+    """Bytes by address of a graph's tensors, found by walking it, without hooks."""
     found: dict[int, int] = {}
     seen, waiting = set(), [x.grad_fn for x in outputs]
     while waiting:
@@ -55,7 +55,7 @@ def saved_tensors(outputs: list[torch.Tensor]) -> dict[int, int]:
     return found
 
 
-def test_activations_are_what_hangs_on_the_graph(tmp_path):
+def test_activations_equal_a_walk_of_the_graph(tmp_path):
     model = build(write(tmp_path, "ctc"), len(TOKENS), RATE)
     _, kept = activations(model, SPEECH, 2.0)
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_activations_are_what_hangs_on_the_graph(tmp_path):
     assert kept == pytest.approx(expected, rel=0.02)
 
 
-def test_a_model_that_cannot_be_built_says_what_to_do(tmp_path):
+def test_a_model_that_cannot_be_built_is_refused_with_a_remedy(tmp_path):
     config = write(tmp_path, "hybrid", encoder_conf={"no_such_option": 1})
     with pytest.raises(ValueError, match="--teacher_parameters or --student_param"):
         of_config(config, len(TOKENS), SPEECH)

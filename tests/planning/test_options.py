@@ -1,4 +1,4 @@
-"""Values of kd.sh's options that no stage can work with."""
+"""Values of kd.sh's options with which no stage can work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def faults(**changes: str) -> list[str]:
     return list(wrong_options(chain))
 
 
-def test_nothing_is_wrong():
+def test_valid_options():
     assert faults() == []
     assert faults(num_nodes="2", cuda_cmd="slurm.pl") == []
     assert list(wrong_options(Chain())) == []
@@ -58,23 +58,23 @@ def test_nothing_is_wrong():
         ({"skip_train": "1"}, "--skip_train 1: must be true or false"),
         ({"asr_task": ""}, "--asr_task : must be asr or asr_transducer"),
         ({"token_type": "hugging_face"}, "--token_type hugging_face: must be bpe,"),
-        ({"feats_type": "raw_"}, "--feats_type raw_: KD reads waveforms"),
+        ({"feats_type": "raw_"}, "--feats_type raw_: must be raw or raw_copy"),
         ({"num_ref": "2"}, "--num_ref 2: must be 1, as KD supports"),
         ({"stage": "-1"}, "--stage -1, --stop_stage 10000: must be numbers"),
         ({"stage": "15"}, "--stage 15: not a stage; must be 1 to 14"),
-        ({"stop_stage": "5"}, "--stop_stage 5: before --stage 6, so that no stage"),
+        ({"stop_stage": "5"}, "--stop_stage 5: before --stage 6, so no stage"),
         ({"skip_stages": "15"}, "--skip_stages: 15 is not a stage; must be 1 to 14"),
         ({"num_nodes": "2"}, "--num_nodes 2: run.pl starts jobs on this machine"),
         ({"valid_set": "train"}, "--valid_set train: is the --train_set too"),
         ({"test_sets": "a train"}, "--test_sets a train: train is the --train_set"),
     ],
 )
-def test_what_is_wrong_is_told(changes: dict[str, str], message: str):
+def test_invalid_values_are_named(changes: dict[str, str], message: str):
     assert len([x for x in faults(**changes) if x.startswith(message)]) == 1
 
 
-def test_kd_sh_hands_on_what_is_checked():
-    """Each option of a rule, so that none is passed over in silence."""
+def test_kd_sh_passes_the_checked_options():
+    """Each option of a rule, so that none is silently skipped."""
     from espnet_kd.planning.options import NEEDED, RULES
 
     script = (TEMPLATE / "utils" / "kd_start.sh").read_text()

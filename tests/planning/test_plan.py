@@ -1,4 +1,4 @@
-"""The command: its table, its JSON, what it refuses."""
+"""The command: its table, JSON and refusals."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_gpus_share_the_work(capsys):
     assert eight[9]["memory"]["value"] < one[9]["memory"]["value"]
 
 
-def test_what_does_not_fit_is_said(capsys):
+def test_too_much_memory_is_reported(capsys):
     plan.main([*SIZES, "--batch_bins", "160000000", "--gpu", "rtx3090"])
     assert "do not fit rtx3090 (24 GB): give less batch_bins" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Time, memory and disk of a training: worked out by hand."""
+"""Time, memory and disk of a training, computed by hand."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_length_counts_samples_and_tokens():
     assert batch_seconds(settings, SPEECH, 1000).value == pytest.approx(1000)
 
 
-def test_a_batch_has_one_utterance_at_least():
+def test_a_batch_has_at_least_one_utterance():
     settings = replace(NUMEL, batch_bins=1000)
     assert batch_seconds(settings, SPEECH, 1000).value == SPEECH.longest
 
@@ -189,7 +189,7 @@ def test_defaults_are_those_of_espnet():
 
 @pytest.mark.parametrize("name, width", [("teacher", 128), ("student", 48)])
 def test_size_alone_is_within_a_third(name, width):
-    """Beside what is counted of the models of egs/fsdd."""
+    """Against counts of the models of egs/fsdd."""
     speech = Speech(rate=8000, seconds=2.5, longest=2.5, labels=5.7)
     config = Path(__file__).parents[2] / f"egs/fsdd/asr1/conf/train_{name}.yaml"
     counted = of_config(config, 32, speech)

@@ -66,7 +66,7 @@ def test_chunks_and_seed(counts, monkeypatch):
 
 
 def test_interval_covers_the_true_rate():
-    """Of 200 test sets with a true WER of 10 %, about 95 % of intervals hold it."""
+    """Of 200 test sets with a true WER of 10 %, about 95 % of intervals contain it."""
     rng = np.random.default_rng(0)
     lengths = np.full(200, 8)
     errors = rng.binomial(lengths, 0.1, size=(200, 200))
@@ -93,7 +93,7 @@ def test_no_difference_is_not_significant(counts):
     errors, lengths = counts
     (drawn,) = bootstrap_rates(errors[:1], lengths, resamples=200)
     assert paired_p_value(drawn, drawn, observed=0.0) == 1.0
-    # Equal rates in every resample, whatever was claimed to be observed.
+    # Equal rates in every resample, whatever the observed difference.
     assert paired_p_value(drawn, drawn, observed=0.1) == 1.0
 
 
@@ -128,6 +128,6 @@ def test_false_alarms_are_as_rare_as_promised():
     assert 0.02 <= alarms / 300 <= 0.09
 
 
-def test_a_resample_without_a_word_is_no_rate():
+def test_a_resample_without_words_has_no_rate():
     rates = rates_of(np.array([[1, 2]]), np.array([0, 4]), np.array([[0, 0], [1, 1]]))
     assert np.isnan(rates[0, 0]) and rates[0, 1] == 0.5

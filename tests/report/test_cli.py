@@ -1,4 +1,4 @@
-"""``python -m espnet_kd.bin.report`` on files, as a recipe calls it."""
+"""``python -m espnet_kd.bin.report`` on files, as called by recipes."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_sparse_systems(exp, models, capsys):
     assert len(os.listdir(output.parent)) == 4
 
 
-def test_without_zeros_nothing_is_said_of_sparsity(exp, capsys):
+def test_without_zeros_sparsity_is_not_reported(exp, capsys):
     torch.save({"w": torch.ones(4, 100)}, exp / "student.pth")
     model = ["--model", "student", exp / "student.pth"]
     curve = ["--curve", "flat", "student", "--output", exp / "out" / "r.md"]
@@ -183,14 +183,14 @@ def test_missing_utterances_stop_the_report(exp, capsys):
     "more, message",
     [
         (["--baseline", "studnet"], "studnet is not a system"),
-        (["--model", "other", "x.pth"], "there is no --hyp other"),
-        (["--hyp", "lonely"], "--hyp lonely: a name and at least one text"),
+        (["--model", "other", "x.pth"], "--hyp other is missing"),
+        (["--hyp", "lonely"], "--hyp lonely: needs a name and at least one text"),
         (["--hyp", "absent", "no/such/text"], "no/such/text"),
-        (["--curve", "kd", "student"], "--curve: the plot lies beside"),
-        (["--curve", "kd", "--output", "x"], "--curve kd: a label and at least"),
-        (["--curve", "kd", "sparse", "--output", "x"], "kd: there is no --hyp sparse"),
-        (["--curve", "a", "student", "--output", "x"], "there is no --model student"),
-        (["--confidence", "95"], "--confidence lies between 0 and 1"),
+        (["--curve", "kd", "student"], "--curve: the plot is written beside"),
+        (["--curve", "kd", "--output", "x"], "--curve kd: needs a label and at least"),
+        (["--curve", "kd", "sparse", "--output", "x"], "kd: --hyp sparse is missing"),
+        (["--curve", "a", "student", "--output", "x"], "--model student is missing"),
+        (["--confidence", "95"], "--confidence must be between 0 and 1"),
     ],
 )
 def test_wrong_options_are_named(exp, capsys, more, message):
@@ -199,7 +199,7 @@ def test_wrong_options_are_named(exp, capsys, more, message):
 
 
 class TestExperiments:
-    """--system: tables of what kd.sh decoded."""
+    """--system: tables of decodings by kd.sh."""
 
     ROLES = ("--teacher", "teacher", "--baseline", "student", "--resamples", "200")
 
@@ -238,7 +238,9 @@ class TestExperiments:
         assert systems["student"]["compression"] == pytest.approx(10)
         assert systems["student+kd"]["rate"] == pytest.approx(1 / 6)
 
-    def test_who_did_not_decode_is_named_and_left_out(self, recipe, capsys, caplog):
+    def test_systems_without_a_decoding_are_named_and_left_out(
+        self, recipe, capsys, caplog
+    ):
         shutil.rmtree(recipe / "exp/t/decode/test")
         shutil.rmtree(recipe / "exp/s0/decode/org")
         shutil.rmtree(recipe / "exp/s1/decode/org")
@@ -264,7 +266,7 @@ class TestExperiments:
         assert "nothing is decoded" in caplog.text and "exp/s1/other" in caplog.text
         assert not (recipe / "exp/all.md").exists()
 
-    def test_a_run_that_is_missing(self, recipe, capsys):
+    def test_a_missing_run(self, recipe, capsys):
         (recipe / "exp/s1/decode/test/text").unlink()
         assert self.report("--output", "exp/all_{set}.md") == 1
         message = "--system student: exp/s1/decode/test/text: not found, but other runs"
@@ -277,10 +279,13 @@ class TestExperiments:
             (("--output", "exp/all.md"), "put {set} into the name"),
             (("--system", "lonely"), "--system lonely: needs a name and at least"),
             (("--system", "teacher", "exp/kd"), "--system teacher: occurs twice"),
-            (("--baseline", "studnet"), "--baseline studnet: there is no --system"),
-            (("--ref", "ref"), "--ref, --model: belong to --hyp"),
-            (("--model", "teacher", "m.pth"), "--ref, --model: belong to --hyp"),
-            (("--curve", "a", "b", "--output", "x{set}"), "there is no --system b"),
+            (
+                ("--baseline", "studnet"),
+                "--baseline studnet: --system studnet is missing",
+            ),
+            (("--ref", "ref"), "--ref, --model: only used with --hyp"),
+            (("--model", "teacher", "m.pth"), "--ref, --model: only used with --hyp"),
+            (("--curve", "a", "b", "--output", "x{set}"), "--system b is missing"),
         ],
     )
     def test_wrong_options_are_named(self, recipe, capsys, more, message):

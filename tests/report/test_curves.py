@@ -1,4 +1,4 @@
-"""What is drawn of error rate against sparsity."""
+"""The plot of error rate against sparsity."""
 
 import pytest
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ def run_with(errors: int):
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """The axes of what is written for two curves that share the dense system."""
+    """The axes of a plot with two curves that share the dense system."""
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(

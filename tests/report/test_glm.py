@@ -1,4 +1,4 @@
-"""The rules of .glm files, by NIST's GLMRules.txt; and as csrfilt.sh applies them."""
+"""The rules of .glm files, by NIST's GLMRules.txt, and as applied by csrfilt.sh."""
 
 import os
 import random
@@ -61,7 +61,7 @@ class TestRules:
     def test_first_rule_that_fits(self, tmp_path):
         assert rewrite(tmp_path, "AB => 1\nA => 2\nABC => 3\n", "abc a") == "1c 2"
 
-    def test_contexts_are_those_that_came_in(self, tmp_path):
+    def test_contexts_refer_to_the_original_line(self, tmp_path):
         """A rule's output is not a context, and is not read again."""
         assert rewrite(tmp_path, "A => B\nB => C / [A] __\n", "ab") == "BC"
 
@@ -90,7 +90,7 @@ class TestRules:
 
 
 class TestWords:
-    """What hub5 scoring does around the rules (csrfilt.sh -dh)."""
+    """The steps of hub5 scoring around the rules (csrfilt.sh -dh)."""
 
     @pytest.mark.parametrize(
         "text, result",

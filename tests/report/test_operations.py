@@ -100,7 +100,7 @@ def test_products_of_activations():
         query @ key.transpose(-1, -2)
         query[0].bmm(key[0].transpose(-1, -2))
     assert counts.products == (6 + 6 + 3) * 5 * 9 * 7
-    torch.matmul(query, key.transpose(-1, -2))  # outside, nothing is counted
+    torch.matmul(query, key.transpose(-1, -2))  # outside, not counted
     assert counts.products == 15 * 5 * 9 * 7 and not counts.applied
 
 

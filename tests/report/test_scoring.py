@@ -96,7 +96,7 @@ def test_differing_ids_are_refused_and_listed():
 
 
 def test_references_without_a_word_are_refused():
-    with pytest.raises(ValueError, match="no word"):
+    with pytest.raises(ValueError, match="no words"):
         score({"a": ""}, {"a": "x"})
 
 

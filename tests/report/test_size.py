@@ -13,7 +13,7 @@ from espnet_kd.report.size import ModelSize, read_tensors, size_of
 def test_a_tiny_model(tmp_path):
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 3),  # 12 + 3
-        torch.nn.BatchNorm1d(3),  # 3 + 3, and 3 + 3 + 1 that nothing learns
+        torch.nn.BatchNorm1d(3),  # 3 + 3, and 3 + 3 + 1 that are not trained
         torch.nn.Linear(3, 2, bias=False).double(),  # 6 of 8 bytes
     )
     torch.save(model.state_dict(), tmp_path / "model.pth")

@@ -1,4 +1,4 @@
-"""Scores of eval2000 by its stm and glm, which sclite counts."""
+"""Scores of eval2000 by its stm and glm, counted by sclite."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ from espnet_kd.report.sclite import SCTK_FOLDER, find_sclite
 from espnet_kd.report.stm_scoring import HESITATIONS, Scorer, kept_words
 from tests.corpora import swbd_tree
 
-# Where SCTK's programs are looked for.
+# Folders that are searched for SCTK's programs.
 SCTK = f"{os.environ['PATH']}:{SCTK_FOLDER}"
 REPO = Path(__file__).parents[2]
 needs_sclite = pytest.mark.skipif(
@@ -26,7 +26,7 @@ needs_sclite = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """data/eval2000 with the files that scoring reads."""
+    """data/eval2000 with the files needed for scoring."""
     folder = tmp_path_factory.mktemp("data") / "eval2000"
     swbd_tree.write_eval2000(folder.parent / "audio", folder.parent / "text")
     folder.mkdir()
@@ -73,7 +73,7 @@ class TestScorer:
         assert len(found["all"].ids) == 7  # without the ignored one
 
     def test_missing_utterance(self, data, caplog):
-        """Every word of its reference is lost, of alternatives the shortest."""
+        """Every word of its reference is missing, of alternatives the shortest."""
         some = dict(list(HYPOTHESES.items())[1:])
         found = Scorer(data / "stm", data / "glm")(some)["callhm"]
         assert found.ids[0] == "en_4156-A_000025-000105"
@@ -92,7 +92,7 @@ class TestScorer:
             Scorer(stm, data / "glm")
 
 
-def test_what_is_not_scored():
+def test_unscored_words():
     text = "uh well [noise] Um fra- -ment <unk> uh-huh [laughter] hmm"
     assert kept_words(text) == "well -ment uh-huh hmm"
 
@@ -166,7 +166,7 @@ class TestCommand:
 
 
 def test_without_sclite(data, tmp_path, monkeypatch):
-    """Told before anything is read or aligned, with what to install."""
+    """Reported before anything is read or aligned, with what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("espnet_kd.report.sclite.SCTK_FOLDER", str(tmp_path))
     message = "score_eval2000: sclite: not found on PATH.*apt install sctk.*to PATH"
@@ -179,7 +179,7 @@ def test_without_sclite(data, tmp_path, monkeypatch):
     reason="SCTK is not installed (apt install sctk)",
 )
 def test_nist_pipeline_gives_the_same(data, tmp_path):
-    """What hubscr.pl runs: csrfilt.sh on stm and ctm, which sclite aligns."""
+    """The pipeline of hubscr.pl: csrfilt.sh on stm and ctm, aligned by sclite."""
     segments, hypotheses = conversation(random.Random(2))
     (tmp_path / "stm").write_text("".join(f"{line}\n" for line in segments))
     (tmp_path / "ctm").write_text("".join(ctm(segments, hypotheses)))

@@ -1,4 +1,4 @@
-"""Sparsity, compressed sizes and tables of layers, worked out by hand."""
+"""Sparsity, compressed sizes and tables of layers, computed by hand."""
 
 import logging
 import math
@@ -41,7 +41,7 @@ def sparse(recipe):
     for name, share in ZEROED.items():
         flat = state[name].view(-1)
         flat[: int(share * len(flat))] = 0
-    state["decoder.embed.weight"].zero_()  # is not pruned, nor compressed
+    state["decoder.embed.weight"].zero_()  # neither pruned nor compressed
     torch.save(state, folder / "3best.pth")
     os.symlink("3best.pth", folder / "ave.pth")
     return folder / "ave.pth"
@@ -143,8 +143,8 @@ def test_multiply_adds_leave_zeros_out(recipe, sparse):
     assert layers + rest == pytest.approx(found.total.dense)
 
 
-def test_weights_that_are_no_layers_cost_as_well():
-    """Such as an output layer that is tied to the embedding."""
+def test_weights_outside_layers_are_counted():
+    """For example an output layer that is tied to the embedding."""
     half = torch.tensor([[1.0, 0.0]])
     tensors = {"layer": half.repeat(3, 1), "tied": half.repeat(5, 1)}
     encoder = Counts(Counter(layer=2.0), products=7.0)
@@ -224,7 +224,7 @@ def layer(name, values=4, zeros=1):
     return Layer(name, [values], zeros, zeros / values, 4 * values, 9, None)
 
 
-def test_long_models_are_put_together():
+def test_long_models_are_grouped():
     names = [f"encoder.{i}.{part}.weight" for i in range(3) for part in "abc"]
     layers = [layer(name) for name in [*names, "head.weight"]]
     assert list(grouped(layers, 10)) == [*names, "head.weight"]

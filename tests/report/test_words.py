@@ -1,4 +1,4 @@
-"""Words that are left out of the error rate."""
+"""Words that are excluded from the error rate."""
 
 from pathlib import Path
 
@@ -39,8 +39,8 @@ def test_a_program_sees_kaldi_lines(tmp_path: Path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("cut -d ' ' -f 2-", "do not begin with the ids"),
-        ("tac", "do not begin with the ids"),
+        ("cut -d ' ' -f 2-", "do not begin with the given ids"),
+        ("tac", "do not begin with the given ids"),
         ("cat; exit 3", "failed: exit code 3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The weights of a KD set against those of `espnet_kd.losses`, which take tensors."""
+"""The weights of a KD set against those of `espnet_kd.losses`, on tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_posterior_weights(scores: list[float], scale: float):
 
 
 def test_without_torch():
-    """Lhotse imports it, but neither the filters nor the weights of a KD set do."""
+    """Lhotse imports it, but the filters and weights of a KD set do not."""
     code = (
         "import sys; from espnet_kd.targets.hypotheses import Hypothesis; "
         "from espnet_kd.targets.selection import Candidate, Weighting; "
@@ -43,7 +43,7 @@ def test_without_torch():
     assert float(done.stdout) == pytest.approx(math.exp(-1))
 
 
-def test_of_no_hypothesis():
+def test_without_hypotheses():
     assert posterior_weights([], 1.0) == [] == error_weights([], 1.0)
 
 

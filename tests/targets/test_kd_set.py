@@ -172,7 +172,7 @@ def test_error_weights(shards):
     assert found["s1-a-kd2"] == ("a b c", pytest.approx(e(-2 * 0.25) / 3))
     assert found["s1-a-kd3"] == ("a b", pytest.approx(e(-2 * 0.5) / 3))
     assert found["s1-b"] == ("a c", pytest.approx(e(-2 * 0.5) / 2))
-    # Without a reference: "a b" is expected to be wrong by half with posterior 0.4.
+    # Without a reference: the expected WER of "a b" is 1/2 with posterior 0.4.
     assert found["s2-c"] == ("a b", pytest.approx(e(-2 * 0.4 / 2) / 2))
     assert found["s2-c-kd2"] == ("a c", pytest.approx(e(-2 * 0.6 / 2) / 2))
 
@@ -240,7 +240,7 @@ def test_same_options_are_skipped_others_rebuild(shards, capsys):
     before = Path("kd/text").stat().st_mtime_ns
     build(command)
     assert Path("kd/text").stat().st_mtime_ns == before
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     found, _ = build(command, "--nbest 2")
     assert "s2-c-kd2" in found
     cuts = list(read_cuts("unlabelled.jsonl"))[:1]
@@ -317,7 +317,7 @@ def test_histogram():
 
 
 def test_shapes_equal_those_of_collect_stats(tmp_path, monkeypatch):
-    """The folder feeds stock ESPnet, which counts the very shapes that we wrote."""
+    """Stock ESPnet reads the folder and counts the same shapes."""
     monkeypatch.chdir(tmp_path)
     Path("wav").mkdir()
     rng = np.random.default_rng(0)
@@ -352,7 +352,7 @@ def test_shapes_equal_those_of_collect_stats(tmp_path, monkeypatch):
         for part in ("train", "valid")
         for file in ("wav.scp,speech,sound", "text,text,text")
     )
-    # kd_weight is read as ESPnet's text_float beside them.
+    # kd_weight is read as ESPnet's text_float with them.
     data += " --train_data_path_and_name_and_type kd/kd_weight,kd_weight,text_float"
     data += " --valid_data_path_and_name_and_type kd/kd_weight,kd_weight,text_float"
     command = (
@@ -372,7 +372,7 @@ def test_shapes_equal_those_of_collect_stats(tmp_path, monkeypatch):
     text = sorted((stats / "text_shape").read_text().splitlines())
     assert Path("shapes/speech_shape").read_text().splitlines() == speech
     assert Path("shapes/text_shape.char").read_text().splitlines() == [
-        f"{line},{size}" for line in text  # as stage 10 of asr.sh appends it
+        f"{line},{size}" for line in text  # as appended by stage 10 of asr.sh
     ]
     assert text[1] == "s1-0-kd2 8"  # a b <space> <n> <space> <unk> <space> c
     assert len((stats / "kd_weight_shape").read_text().splitlines()) == 9

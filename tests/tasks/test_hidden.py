@@ -257,7 +257,7 @@ def test_two_processes_train_the_projections_as_one(tmp_path: Path):
     [
         (
             dict(student="encoder.encoder.0", teacher=FIRST),
-            r"hidden\[0\].student: 'encoder.encoder.0' is not a module of ESPnetASRModel; "
+            r"hidden\[0\].student: 'encoder.encoder.0' is not a module of .*; "
             "similar names: .*'encoder.encoders.0'",
         ),
         (
@@ -266,7 +266,7 @@ def test_two_processes_train_the_projections_as_one(tmp_path: Path):
         ),
         (
             dict(student="encoder.embed.conv", teacher=FIRST),
-            r"hidden\[0\].student: 'encoder.embed.conv' outputs .* after the subsampling",
+            r"hidden\[0\].student: 'encoder.embed.conv' outputs .* after the subsamp",
         ),
         (
             dict(student=FIRST, teacher="ctc.ctc_lo"),

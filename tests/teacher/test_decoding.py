@@ -80,7 +80,7 @@ def decode(tmp_path, data_dir, model, *more, out="out.jsonl", batch=1):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nbest_is_that_of_the_stock_search(kind, models, data_dir, tmp_path, capsys):
+def test_nbest_equals_the_stock_search(kind, models, data_dir, tmp_path, capsys):
     shard = decode(tmp_path, data_dir, models[kind], "--nbest", 4)
     cuts = {cut.id: cut for cut in read_cuts(shard)}
     assert len(cuts) == 6
@@ -108,7 +108,7 @@ def test_nbest_is_that_of_the_stock_search(kind, models, data_dir, tmp_path, cap
 
 
 def test_unlabelled_segments_and_key_file(models, data_dir, tmp_path):
-    """Segments are respected, ids come from the key file, no text gives no WER."""
+    """Segments are respected, ids come from the key file, WER needs a text."""
     folder = tmp_path / "segments"
     folder.mkdir()
     wav = data_dir / "spk0-utt4.wav"
@@ -162,7 +162,7 @@ def test_lm_fusion(models, data_dir, tmp_path):
 
 
 def test_kill_and_resume_gives_the_same_file(models, data_dir, tmp_path, monkeypatch):
-    """SIGKILL in the middle, then a torn line: the file of an uninterrupted run."""
+    """SIGKILL in the middle, then an incomplete line: same file as uninterrupted."""
     monkeypatch.chdir(tmp_path)
     Path("train").mkdir()
     rng = np.random.default_rng(1)
@@ -229,7 +229,7 @@ def batches() -> None:
 def test_batches_are_decoded_as_single_utterances(
     kind, models, data_dir, tmp_path, capsys
 ):
-    """All of one length but one, short ones among them, and more than one batch."""
+    """All but one of equal length, including short ones, and more than one batch."""
     model = models["attention"]
     if kind == "convolving":  # ESPnet lets it read padding
         model = write_model(tmp_path / "model", kind)
@@ -258,8 +258,8 @@ def test_batches_are_decoded_as_single_utterances(
 
 
 @pytest.mark.usefixtures("batches")
-def test_too_short_an_utterance_does_not_take_the_batch_down(models):
-    """0.05 s have the samples of a frame, but not the frames of the subsampling."""
+def test_a_short_utterance_does_not_break_its_batch(models):
+    """0.05 s are enough samples for a frame, but not enough frames to subsample."""
     model = models["attention"]
     decoder = TeacherDecoder(*model, dict(BEAM, nbest=2, batch_size=8))
     rng = np.random.default_rng(2)
@@ -276,7 +276,7 @@ def test_too_short_an_utterance_does_not_take_the_batch_down(models):
 
 
 @pytest.mark.usefixtures("batches")
-def test_searches_that_take_no_batches_say_so(models):
+def test_searches_without_batching_are_refused(models):
     options = dict(BEAM, time_sync=True, batch_size=2)
     message = "inference_config: BeamSearchTimeSync with batching is not yet supported"
     with pytest.raises(ValueError, match=message):
@@ -376,7 +376,7 @@ def test_options_of_the_stage_itself_are_refused_in_a_yaml(models):
 
 
 @pytest.mark.usefixtures("batches")
-def test_batches_of_an_encoder_that_padding_changes_are_refused(tmp_path):
+def test_batches_of_an_encoder_that_reads_padding_are_refused(tmp_path):
     model = write_model(tmp_path / "model", "legacy")
     options = dict(beam_size=3, batch_size=2)
     with pytest.raises(ValueError, match="rel_pos_type legacy .*set it to 1"):
@@ -399,7 +399,7 @@ def test_beam_wider_than_the_vocabulary_is_refused(models):
 
 
 def test_unreadable_audio_is_named(models, data_dir, tmp_path):
-    """The job stops at the utterance; what was decoded before it stays."""
+    """The job stops at the utterance; hypotheses before it are kept."""
     folder = tmp_path / "broken"
     folder.mkdir()
     good = data_dir / "spk0-utt0.wav"
@@ -410,7 +410,7 @@ def test_unreadable_audio_is_named(models, data_dir, tmp_path):
     assert [cut.id for cut in read_cuts(tmp_path / "out.jsonl")] == ["u1"]
 
 
-def test_merged_duplicates_keep_their_place():
+def test_merged_duplicates_keep_their_rank():
     log = np.log
     merged = merge_duplicates(
         [
