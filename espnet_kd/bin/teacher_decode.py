@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> None:
     """Decode the utterances that are missing in the shard."""
     if args.output_file.suffix != ".jsonl":
         raise ValueError(
-            f"output_file={args.output_file}: must end in .jsonl, a plain file, which "
-            "can be resumed after a kill"
+            f"output_file={args.output_file}: must be a plain .jsonl file, which can "
+            "be resumed after a kill"
         )
     if (args.lm_train_config is None) != (args.lm_file is None):
         raise ValueError("--lm_train_config and --lm_file go together; one is missing")
