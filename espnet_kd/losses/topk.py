@@ -17,8 +17,8 @@ def topk_targets(
 ) -> tuple[Tensor, Tensor]:
     """The k most likely classes of a teacher, with some classes always among them.
 
-    Blank must be kept where the student has one: it would otherwise learn from frames
-    whose targets lack blank.
+    Blank must be kept where the student has one. Targets that lack it give it no mass,
+    or only its part of the tail, and the student would learn to avoid it there.
 
     Args:
         log_probs: (..., V).
