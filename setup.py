@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.10,<3.14",
     install_requires=[
         # Tested with 202412, 202511 and 202611. A newer one is accepted: a warning of
-        # one line notes that it is untested (espnet_kd.models.versions).
+        # one line notes that it is untested (espnet_kd.models.espnet_versions).
         "espnet>=202412",
         "humanfriendly",
         "kaldialign>=0.9",

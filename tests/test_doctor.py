@@ -12,7 +12,7 @@ import pytest
 
 from espnet_kd.bin.doctor import BROKEN, LACK, OK, conflicts, k2_wheel
 from espnet_kd.models import warprnnt
-from espnet_kd.models.versions import TESTED
+from espnet_kd.models.espnet_versions import TESTED
 
 ROOT = Path(__file__).parents[1]
 

@@ -31,7 +31,12 @@ ORDER = (
     "bin",
 )
 # Read before a command knows whether it needs torch, as those of `config` are.
-LIGHT = ("models.config", "models.checkpoints", "models.versions", "export.names")
+LIGHT = (
+    "models.config",
+    "models.checkpoints",
+    "models.espnet_versions",
+    "export.names",
+)
 
 
 def modules() -> dict[str, Path]:

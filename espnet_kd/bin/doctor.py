@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from espnet_kd.bin.command import command, new_parser
-from espnet_kd.models.versions import TESTED, installed_version, is_checkout
+from espnet_kd.models.espnet_versions import TESTED, installed_version, is_checkout
 from espnet_kd.report.sclite import HOW_TO_GET, find_sclite
 
 # Modules that kd.sh runs; importing them shows what is missing.

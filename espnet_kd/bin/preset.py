@@ -77,7 +77,7 @@ def sparse(args: argparse.Namespace) -> None:
 def _options_of(config: str) -> set[str]:
     """The options of a model's task in this version of ESPnet."""
     from espnet_kd.models.config import task_of
-    from espnet_kd.models.versions import default_config
+    from espnet_kd.models.espnet_versions import default_config
     from espnet_kd.tasks.asr import ASRKDTask
     from espnet_kd.tasks.asr_transducer import ASRTransducerKDTask
 

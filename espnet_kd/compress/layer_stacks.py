@@ -7,7 +7,7 @@ from typing import NamedTuple, Sequence
 
 from torch import nn
 
-from espnet_kd.models.versions import legacy
+from espnet_kd.models.espnet_versions import legacy
 
 MultiSequential = legacy("nets.pytorch_backend.transformer.repeat").MultiSequential
 

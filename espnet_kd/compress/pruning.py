@@ -23,7 +23,7 @@ from espnet_kd.compress.sparsity import (
     prunable_weights,
 )
 from espnet_kd.config.pruning import PruningConf
-from espnet_kd.models.versions import named_as, other_names
+from espnet_kd.models.espnet_versions import named_as, other_names
 
 
 class Pruner:

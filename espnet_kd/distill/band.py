@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from espnet_kd.config.losses import BandConf
-from espnet_kd.distill.kinds import term_of
 from espnet_kd.distill.lattice import term_at
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
+from espnet_kd.distill.node_kinds import term_of
 from espnet_kd.losses import LatticeTerm
 
 

@@ -18,8 +18,8 @@ from espnet_kd.config.losses import LossConf
 from espnet_kd.distill import band, frames, path, sequence, tokens  # noqa: F401
 from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.hidden import HiddenKD
-from espnet_kd.distill.kinds import LOSSES, TERMS
 from espnet_kd.distill.lattice import LatticeReading
+from espnet_kd.distill.node_kinds import LOSSES, TERMS
 from espnet_kd.distill.outputs import Outputs
 from espnet_kd.distill.sharing import Rows
 from espnet_kd.distill.sides import Sides

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from espnet_kd.config.losses import BandConf, LatticeConf, TransducerLossConf
 from espnet_kd.distill.frame_rates import Rates
-from espnet_kd.distill.kinds import TERMS, term_of
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
+from espnet_kd.distill.node_kinds import TERMS, term_of
 from espnet_kd.distill.outputs import Lattice
 from espnet_kd.distill.signals import Signals, known
 from espnet_kd.lattice import total_score

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from espnet_kd.config.losses import PathConf
-from espnet_kd.distill.kinds import term_of
 from espnet_kd.distill.lattice import make_term
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
+from espnet_kd.distill.node_kinds import term_of
 from espnet_kd.lattice.nodes import Layout
 from espnet_kd.losses import LatticeTerm
 from espnet_kd.losses.nodes import path_nodes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from espnet_kd.config.losses import SequenceConf
 from espnet_kd.distill.compatibility import SCORED
-from espnet_kd.distill.kinds import loss_of
+from espnet_kd.distill.node_kinds import loss_of
 from espnet_kd.distill.outputs import Frames, Tokens
 from espnet_kd.distill.sharing import lists_of_rows
 from espnet_kd.distill.sides import Sides

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from espnet_kd.config.losses import TokensConf
-from espnet_kd.distill.kinds import loss_of
+from espnet_kd.distill.node_kinds import loss_of
 from espnet_kd.distill.sides import Sides
 from espnet_kd.distill.signals import known
 from espnet_kd.distill.steps import kd_of_steps

@@ -18,8 +18,8 @@ from espnet_kd.export.formats import save_compressed
 from espnet_kd.export.inference import save_int8
 from espnet_kd.export.names import RECORD, TABLE, path_of
 from espnet_kd.models.config import read_config, task_of
+from espnet_kd.models.espnet_versions import default_config, under_both_names
 from espnet_kd.models.loading import load_model, missing_file, stock_task
-from espnet_kd.models.versions import default_config, under_both_names
 from espnet_kd.targets.fingerprint import code_versions, hash_file
 
 MADE_BY = "espnet_kd.bin.export"

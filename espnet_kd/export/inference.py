@@ -17,8 +17,8 @@ from espnet_kd.data.files import write_whole
 from espnet_kd.export.formats import compressed_names, load_compressed
 from espnet_kd.export.names import form_of
 from espnet_kd.models.config import read_config
+from espnet_kd.models.espnet_versions import named_as
 from espnet_kd.models.loading import build_speech2text, set_weights
-from espnet_kd.models.versions import named_as
 
 # ESPnet's own switch: torch.quantization.quantize_dynamic of these modules.
 INT8 = dict(

@@ -38,7 +38,7 @@ from espnet2.layers.stft import Stft
 from torch import Tensor
 from torch.nn import Conv1d, Conv2d, MaxPool2d
 
-from espnet_kd.models.versions import (
+from espnet_kd.models.espnet_versions import (
     legacy,
     masks_conv_input,
     masks_convolutions,

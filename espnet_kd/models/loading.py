@@ -23,7 +23,7 @@ import torch
 
 from espnet_kd.models.checkpoints import damage_of
 from espnet_kd.models.config import TaskName, read_config, task_of
-from espnet_kd.models.versions import (
+from espnet_kd.models.espnet_versions import (
     clear_shared_defaults,
     installed_version,
     named_as,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from espnet_kd.compress.sparsity import prunable_weights
 from espnet_kd.models.config import read_config, sampling_rate_of
+from espnet_kd.models.espnet_versions import named_as
 from espnet_kd.models.loading import load_model
-from espnet_kd.models.versions import named_as
 from espnet_kd.report.costs import Layer, MultiplyAdds, Weights, total_of
 from espnet_kd.report.operations import Counts, Operations, operations
 from espnet_kd.report.size import distinct, is_buffer, read_tensors, stored_bytes

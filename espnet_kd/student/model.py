@@ -17,7 +17,7 @@ from torch import Tensor
 from espnet_kd.compress.pruning import Pruner
 from espnet_kd.config.schedules import scheduled_values
 from espnet_kd.distill.batch import BatchKD, Distillation
-from espnet_kd.distill.kinds import TERMS
+from espnet_kd.distill.node_kinds import TERMS
 from espnet_kd.distill.outputs import Outputs
 from espnet_kd.distill.sharing import distinct_rows
 from espnet_kd.student.criteria import AttentionTap, CTCTap, Recorder, TransducerTap

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
-from espnet_kd.models.versions import installed_version
+from espnet_kd.models.espnet_versions import installed_version
 
 Fingerprint = dict[str, Any]
 # Fields that describe one job's part of the data; shards share all others.

@@ -19,15 +19,15 @@ from espnet_kd.config.reference import help_text
 from espnet_kd.distill import signals
 from espnet_kd.models import warprnnt
 from espnet_kd.models.config import sampling_rate_of
+from espnet_kd.models.espnet_versions import (
+    clear_shared_defaults,
+    warn_of_untested_version,
+)
 from espnet_kd.models.lengths import use_true_lengths
 from espnet_kd.models.loading import (
     load_init_param,
     load_stock_model,
     whole_init_params,
-)
-from espnet_kd.models.versions import (
-    clear_shared_defaults,
-    warn_of_untested_version,
 )
 from espnet_kd.student.make import check_weightable, make_student
 from espnet_kd.student.model import Student

@@ -17,7 +17,7 @@ from espnet_kd.models.config import (
     sampling_rate_of,
     task_of,
 )
-from espnet_kd.models.versions import decodes_batches, installed_version, legacy
+from espnet_kd.models.espnet_versions import decodes_batches, installed_version, legacy
 from espnet_kd.targets.hypotheses import SearchResult
 
 SEARCH = {

@@ -9,7 +9,7 @@ import yaml
 from espnet_kd.bin.export import main
 from espnet_kd.bin.teacher_decode import main as teacher_decode
 from espnet_kd.export.formats import load_compressed
-from espnet_kd.models.versions import named_as
+from espnet_kd.models.espnet_versions import named_as
 from espnet_kd.report.scoring import score
 from espnet_kd.targets.hypotheses import hypotheses_of, read_cuts
 from tests.export.models import MODEL, SEARCH, write_recipe, write_student

@@ -13,8 +13,8 @@ from espnet_kd.config.losses import (
 from espnet_kd.distill import (  # noqa: F401
     band,
     frames,
-    kinds,
     lattice,
+    node_kinds,
     path,
     sequence,
     tokens,
@@ -28,8 +28,8 @@ def names_of(kind: type, field: str) -> tuple[str, ...]:
 
 
 def test_every_kind_of_nodes_has_its_loss():
-    assert set(kinds.TERMS) == set(LATTICE_NODES)
-    assert {*kinds.LOSSES, *kinds.TERMS} == set(LOSSES)
+    assert set(node_kinds.TERMS) == set(LATTICE_NODES)
+    assert {*node_kinds.LOSSES, *node_kinds.TERMS} == set(LOSSES)
 
 
 def test_divergences():

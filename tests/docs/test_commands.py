@@ -24,7 +24,7 @@ import yaml
 
 from espnet_kd.bin import kd_set
 from espnet_kd.config.kd_conf import parse_kd_conf
-from espnet_kd.models.versions import default_config
+from espnet_kd.models.espnet_versions import default_config
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, commands_of, prose_of
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

@@ -11,8 +11,8 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr_transducer.encoder.encoder import Encoder
 from espnet2.tasks.asr import encoder_choices
 
+from espnet_kd.models.espnet_versions import installed_version
 from espnet_kd.models.lengths import use_true_lengths
-from espnet_kd.models.versions import installed_version
 
 ROOT = Path(__file__).parents[2]
 SIZE = 16  # of the features, if chosen by a test

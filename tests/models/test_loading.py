@@ -17,8 +17,8 @@ import yaml
 
 from espnet_kd import shim
 from espnet_kd.export.folder import export_folder
+from espnet_kd.models.espnet_versions import default_config, installed_version
 from espnet_kd.models.loading import load_model, load_stock_model, whole_models
-from espnet_kd.models.versions import default_config, installed_version
 from espnet_kd.report.size import read_tensors
 from espnet_kd.report.weights import model_weights
 from espnet_kd.teacher.decoding import TeacherDecoder

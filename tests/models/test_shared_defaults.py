@@ -13,7 +13,7 @@ import pytest
 import yaml
 from espnet2.asr_transducer.encoder.encoder import Encoder
 
-from espnet_kd.models.versions import clear_shared_defaults
+from espnet_kd.models.espnet_versions import clear_shared_defaults
 from espnet_kd.planning.model_costs import Speech, of_config
 from espnet_kd.teacher.decoding import TeacherDecoder
 from tests.models.encoders import ENCODERS, write_model

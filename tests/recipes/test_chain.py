@@ -17,7 +17,7 @@ import soundfile
 import torch
 import yaml
 
-from espnet_kd.models.versions import installed_version
+from espnet_kd.models.espnet_versions import installed_version
 from tests.starts import REPO, environment
 
 RATE = 8000

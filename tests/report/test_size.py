@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_kd.models.versions import default_config
+from espnet_kd.models.espnet_versions import default_config
 from espnet_kd.report.size import ModelSize, read_tensors, size_of
 
 

@@ -90,7 +90,7 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Model:
     from espnet2.tasks.asr_transducer import ASRTransducerTask
 
     from espnet_kd.models import warprnnt
-    from espnet_kd.models.versions import default_config
+    from espnet_kd.models.espnet_versions import default_config
 
     warprnnt.install()
     task = ASRTransducerTask if kind == "asr_transducer" else ASRTask

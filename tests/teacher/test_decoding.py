@@ -18,7 +18,11 @@ import yaml
 from espnet_kd.bin import teacher_decode
 from espnet_kd.data.kaldi import cuts_from_kaldi
 from espnet_kd.models.config import read_config, task_of
-from espnet_kd.models.versions import decodes_batches, default_config, installed_version
+from espnet_kd.models.espnet_versions import (
+    decodes_batches,
+    default_config,
+    installed_version,
+)
 from espnet_kd.targets import fingerprint as fp
 from espnet_kd.targets.hypotheses import (
     Hypothesis,

@@ -149,8 +149,10 @@ if [ ! -e "${here}/utils/kd_start.sh" ]; then
 print(pathlib.Path(espnet_kd.__file__).parent / "shipped" / "asr1")'
     )
 fi
+# shellcheck source=utils/kd_stop.sh
+. "${here}/utils/kd_stop.sh" # signals end all that is started below
 # shellcheck source=utils/kd_start.sh
-. "${here}/utils/kd_start.sh" # a process group, path.sh, the options, cmd.sh, functions
+. "${here}/utils/kd_start.sh" # path.sh, the options, cmd.sh, functions
 # shellcheck source=utils/kd_names.sh
 . "${here}/utils/kd_names.sh" # of sets, files and folders, as asr.sh derives them
 if [ "${dry_run}" = true ]; then

@@ -19,9 +19,9 @@ from espnet_kd.config.kd_conf import parse_kd_conf
 from espnet_kd.export import formats
 from espnet_kd.export.folder import export_folder
 from espnet_kd.export.inference import load_speech2text
-from espnet_kd.models import versions
+from espnet_kd.models import espnet_versions
+from espnet_kd.models.espnet_versions import installed_version, under_both_names
 from espnet_kd.models.loading import load_init_param, load_stock_model
-from espnet_kd.models.versions import installed_version, under_both_names
 from espnet_kd.report.size import read_tensors, size_of
 from espnet_kd.report.weights import model_weights
 from tests.models.encoders import (
@@ -389,8 +389,8 @@ def test_training_starts_from_another_versions_file(pair, recipe: Recipe, ignore
 def test_one_line_for_a_version_newer_than_tested(
     recipe: Recipe, model, monkeypatch, caplog, installed: str, warned: int
 ):
-    monkeypatch.setattr(versions, "installed_version", lambda: installed)
-    versions.warn_of_untested_version.cache_clear()
+    monkeypatch.setattr(espnet_versions, "installed_version", lambda: installed)
+    espnet_versions.warn_of_untested_version.cache_clear()
     teacher = teachers(recipe.teacher("ctc"))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -401,13 +401,13 @@ def test_one_line_for_a_version_newer_than_tested(
     assert len(lines) == warned
     if warned:
         assert lines[0].startswith(f"ESPnet {installed} is newer than 202611, the")
-    versions.warn_of_untested_version.cache_clear()
+    espnet_versions.warn_of_untested_version.cache_clear()
 
 
 def test_defaults_of_a_task_do_not_depend_on_the_command_line(monkeypatch):
     """ESPnet parses sys.argv, and takes an abbreviation for an option of its own."""
     words = ["export", "--ignore", "tests", "--max_epoch", "7"]
     monkeypatch.setattr(sys, "argv", words)
-    options = versions.default_config(ASRTask)
+    options = espnet_versions.default_config(ASRTask)
     assert (options["max_epoch"], options["ignore_init_mismatch"]) == (40, False)
     assert sys.argv == words
