@@ -1,7 +1,7 @@
 """The KD losses of one batch: each kind of nodes computes its own, summed here.
 
 kd_conf.losses --> LatticeReading   band, lattice, path: one pass, `lattice.py`
-               --> LOSSES           frames, tokens, sequence: one file each
+               --> LOSS_FUNCTIONS   frames, tokens, sequence: one file each
 kd_conf.hidden --> HiddenKD         `hidden.py`
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from espnet_kd.config.kd_conf import KDConf
@@ -19,7 +20,7 @@ from espnet_kd.distill import band, frames, path, sequence, tokens  # noqa: F401
 from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.hidden import HiddenKD
 from espnet_kd.distill.lattice import LatticeReading
-from espnet_kd.distill.node_kinds import LOSSES, TERMS
+from espnet_kd.distill.node_kinds import LOSS_FUNCTIONS, TERMS
 from espnet_kd.distill.outputs import Outputs
 from espnet_kd.distill.sharing import Rows
 from espnet_kd.distill.sides import Sides
@@ -47,6 +48,7 @@ class Distillation:
         self.symbols = symbols
         self.hidden = hidden
         self.names = stats_names(conf.losses)
+        self.warned: set[str] = set()
 
     def start(
         self,
@@ -55,6 +57,7 @@ class Distillation:
         rows: Rows,
         utterances: Sequence[str],
         updates: int,
+        is_training: bool,
     ) -> BatchKD:
         """The KD of a batch whose forward pass is about to run.
 
@@ -64,9 +67,16 @@ class Distillation:
             rows: which of them share their audio.
             utterances: ids; may be empty.
             updates: of the student so far, for the schedules.
+            is_training: False in evaluation.
         """
         batch = Batch(
-            utterances, speech, speech_lengths, rows, self.rates, self.symbols
+            utterances,
+            speech,
+            speech_lengths,
+            rows,
+            self.rates,
+            self.symbols,
+            is_training,
         )
         return BatchKD(self, self.conf.at(updates), batch)
 
@@ -84,8 +94,14 @@ class BatchKD:
         self.conf = conf
         self.batch = batch
         self.signals = kd.source.signals(batch)
+        if self.signals is None and batch.is_training:
+            raise ValueError(
+                f"kd_conf: nothing is known of the teacher on {batch.utterances}; make "
+                "targets for all of the training set, or drop these utterances from it"
+            )
+        losses = conf.losses if self.signals is not None else ()
         self.lattice = LatticeReading(
-            [loss for loss in conf.losses if loss.nodes in TERMS],
+            [loss for loss in losses if loss.nodes in TERMS],
             self.signals,
             kd.rates,
             kd.symbols.blank,
@@ -95,11 +111,22 @@ class BatchKD:
     def losses(self, outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the KD losses of a batch, and each of them by its name.
 
-        Computed in fp32 under autocast too.
+        Computed in fp32 under autocast too. NaN in evaluation where nothing is known of
+        the teacher, as the statistics of all batches need the same names.
         """
         kd, parts = self.kd, {}
-        sides = Sides(outputs, self.signals, self.lattice, kd.rates, kd.symbols)
         total = self.batch.speech.new_zeros(())
+        if self.signals is None:
+            names = kd.names + (kd.hidden.names if kd.hidden is not None else [])
+            return total, {name: total + torch.nan for name in names}
+        sides = Sides(
+            outputs,
+            self.signals,
+            self.lattice,
+            kd.rates,
+            kd.symbols,
+            warned=kd.warned,
+        )
         for name, loss in zip(kd.names, self.conf.losses):
             sums, nodes = _sums(loss, sides)
             if outputs.weights is not None and loss.nodes != "sequence":
@@ -118,7 +145,7 @@ def _sums(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
     """Sums of a loss over the nodes of each utterance, and the number of nodes."""
     if loss.nodes in TERMS:
         return sides.lattice.sums(loss, sides.student.lattice)
-    return LOSSES[loss.nodes](loss, sides)
+    return LOSS_FUNCTIONS[loss.nodes](loss, sides)
 
 
 def stats_names(losses: Sequence[LossConf]) -> list[str]:

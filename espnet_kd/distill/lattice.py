@@ -130,7 +130,7 @@ class LatticeReading:
     def teacher_score(self, lattice: Lattice) -> Tensor | None:
         """log P(labels) (B,) of the teacher; None where its lattice is not known."""
         teacher = self._common(lattice).teacher
-        return None if teacher is None else teacher.lattices.total_score()
+        return None if teacher is None else teacher.total_score()
 
     def _common(self, lattice: Lattice) -> CommonLattice:
         if self.common is None:
@@ -147,13 +147,15 @@ class LatticeReading:
             options = dict(self.options, topology=lattice.topology)
             sums: list[Tensor] = []
             if with_transducer or (together and not apart):
-                self.transducer, sums = lattice_losses(
+                transducer, sums = lattice_losses(
                     lattice.logits,
                     layout_of(lattice, self.options["blank"]),
                     [] if apart else list(together.values()),
                     with_transducer=with_transducer,
                     **options,
                 )
+                if with_transducer:
+                    self.transducer = transducer
             if apart:
                 _, sums = lattice_losses(
                     self.common.logits,
@@ -196,19 +198,19 @@ class CommonLattice:
     def __init__(
         self, lattice: Lattice, signals: Signals, rates: Rates, blank: int
     ) -> None:
-        labels, label_lengths = lattice.labels, lattice.label_lengths
-        self.logits = _slowed(lattice, rates)
-        stride, known = rates.student, signals.lengths
-        frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
-        frames = torch.minimum(frames.to(known), known)
-        self.layout = make_layout(self.logits, labels, frames, label_lengths, blank)
-        teacher = signals.lattice(labels, label_lengths)
-        path = signals.path(labels, label_lengths)
-        if teacher is None and path is not None:
-            teacher = path.teacher
+        labels = (lattice.labels, lattice.label_lengths)
+        answer, path = signals.lattice(*labels), signals.path(*labels)
         self.teacher = None
-        if teacher is not None:
-            self.teacher = LatticeTeacher(teacher, self.layout, blank, path)
+        if answer is None and path is None:
+            return
+        self.logits = _slowed(lattice, rates)
+        stride, of_teacher = rates.student, known(signals.lengths, "lengths")
+        frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
+        frames = torch.minimum(frames.to(of_teacher), of_teacher)
+        self.layout = make_layout(
+            self.logits, lattice.labels, frames, lattice.label_lengths, blank
+        )
+        self.teacher = LatticeTeacher(answer, self.layout, blank, path)
 
     def known_teacher(self, nodes: str) -> LatticeTeacher:
         """The teacher, which must be known.

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from espnet_kd.distill.signals import KnownPath
+from espnet_kd.distill.signals import KnownLattice, KnownPath, known
 from espnet_kd.lattice import Lattices
 from espnet_kd.lattice.nodes import Layout, Nodes
 from espnet_kd.losses.teachers import Teacher
@@ -17,26 +17,50 @@ class LatticeTeacher:
     """A teacher on the labels of a batch, which caches what several losses need.
 
     Args:
-        teacher: answers about nodes.
+        answer: what is known of nodes; None where only the path is known.
         layout: of the lattices that it shares with the student: the student's labels,
             and frames that both have.
         blank: class of blank.
         path: the alignment to compare, if the source has one.
+
+    Attributes:
+        layout: of the nodes that the teacher knows.
     """
 
     def __init__(
         self,
-        teacher: Teacher,
+        answer: KnownLattice | None,
         layout: Layout,
         blank: int,
         path: KnownPath | None = None,
     ) -> None:
-        self.layout = layout
+        self.answer = answer
+        self.layout = layout if answer is None else layout.within(answer.ranges)
         self.blank = blank
-        self.log_probs = teacher.log_probs
-        self.topk = teacher.topk
-        self.teacher = teacher
         self.path = path
+
+    @property
+    def teacher(self) -> Teacher:
+        """Of the lattice.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        return known(self.answer, "lattice").teacher
+
+    def log_probs(self, nodes: Nodes, temperature: float) -> Tensor:
+        """Of all classes, (N, V)."""
+        return self.teacher.log_probs(nodes, temperature)
+
+    def topk(
+        self, nodes: Nodes, k: int, blank: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """The k best classes and their log-probabilities, (N, k) twice."""
+        return self.teacher.topk(nodes, k, blank, temperature)
+
+    def total_score(self) -> Tensor | None:
+        """log P(labels) (B,); None where the lattice is not known."""
+        return None if self.answer is None else self.lattices.total_score()
 
     def collapsed(self, nodes: Nodes, ids: Tensor, temperature: float) -> Tensor:
         """{label, blank, rest} of nodes."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from espnet_kd.losses import LatticeTerm
 
 # (loss of kd_conf, Sides) -> sums over nodes (B,), and the number of nodes ().
-LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {}
+LOSS_FUNCTIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {}
 # (loss of kd_conf, LatticeTeacher, band of a pruned student or None) -> term.
 TERMS: dict[str, Callable[..., LatticeTerm]] = {}
 
@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable)
 
 def loss_of(nodes: str) -> Callable[[F], F]:
     """Register the loss of a kind of nodes."""
-    return _register(LOSSES, nodes)
+    return _register(LOSS_FUNCTIONS, nodes)
 
 
 def term_of(nodes: str) -> Callable[[F], F]:

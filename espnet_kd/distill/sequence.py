@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 
 import torch
 from torch import Tensor
@@ -15,7 +13,14 @@ from espnet_kd.distill.node_kinds import loss_of
 from espnet_kd.distill.outputs import Frames, Tokens
 from espnet_kd.distill.sharing import lists_of_rows
 from espnet_kd.distill.sides import Sides
+from espnet_kd.distill.signals import known
 from espnet_kd.losses import full_sum_kd
+
+SINGLE_HYPOTHESES = (
+    "nodes: sequence: no two hypotheses in this batch share their audio, so this loss "
+    "is zero; make the KD set with --nbest above 1 and keep the hypotheses of an "
+    "utterance in one batch"
+)
 
 
 @loss_of("sequence")
@@ -24,10 +29,12 @@ def sequence_kd(loss: SequenceConf, sides: Sides) -> tuple[Tensor, Tensor]:
 
     The losses are not weighted by utterance again.
     """
-    student, teacher = _scores(sides)
+    if "scores" not in sides.cache:
+        sides.cache["scores"] = _scores(sides)
+    student, teacher = sides.cache["scores"]
     rows, lengths = lists_of_rows(sides.student.rows.index)
     if rows.size(1) == 1 and loss.is_divergence and torch.is_grad_enabled():
-        _warn_of_single_hypotheses()
+        sides.warn_once(SINGLE_HYPOTHESES)
     sums = full_sum_kd(
         student[rows],
         teacher[rows],
@@ -38,15 +45,6 @@ def sequence_kd(loss: SequenceConf, sides: Sides) -> tuple[Tensor, Tensor]:
     )
     nodes = (lengths > 0).sum() if loss.is_divergence else lengths.sum()
     return sums, nodes
-
-
-@functools.cache  # once per training
-def _warn_of_single_hypotheses() -> None:
-    logging.warning(
-        "nodes: sequence: no two hypotheses in this batch share their audio, so this "
-        "loss is zero; make the KD set with --nbest above 1 and keep the hypotheses of "
-        "an utterance in one batch"
-    )
 
 
 def _scores(sides: Sides) -> tuple[Tensor, Tensor]:
@@ -72,12 +70,11 @@ def _lattice_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:
 
 def _frame_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:
     frames = sides.student.frames
-    known = None if frames is None else sides.teacher.frames()
-    if known is None:
+    answer = None if frames is None else sides.teacher.frames()
+    if answer is None:
         return None
-    teacher = dataclasses.replace(
-        frames, logits=known.log_probs(1.0), lengths=sides.teacher.lengths
-    )
+    lengths = known(sides.teacher.lengths, "lengths")
+    teacher = dataclasses.replace(frames, logits=answer.log_probs(1.0), lengths=lengths)
     blank = sides.symbols.blank
     return ctc_scores(frames, blank), ctc_scores(teacher, blank)
 
@@ -87,10 +84,10 @@ def _token_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:
     if tokens is None:
         return None
     lengths = (tokens.targets != padding).sum(1)
-    known = sides.teacher.tokens(tokens.targets, lengths)
-    if known is None:
+    answer = sides.teacher.tokens(tokens.targets, lengths)
+    if answer is None:
         return None
-    teacher = Tokens(known.log_probs(1.0), tokens.targets)
+    teacher = Tokens(answer.log_probs(1.0), tokens.targets)
     return token_scores(tokens, padding), token_scores(teacher, padding)
 
 

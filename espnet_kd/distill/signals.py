@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from espnet_kd.config.losses import LossConf
 from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.sharing import Rows
 from espnet_kd.lattice.masks import upcast
@@ -57,6 +58,7 @@ class Batch:
         rows: which of them share their audio.
         rates: how frames come to the common rate.
         symbols: special tokens.
+        is_training: False in evaluation.
     """
 
     utterances: Sequence[str]
@@ -65,6 +67,7 @@ class Batch:
     rows: Rows
     rates: Rates
     symbols: SpecialTokens
+    is_training: bool = True
 
 
 class TeacherFacts(NamedTuple):
@@ -79,6 +82,13 @@ class TeacherFacts(NamedTuple):
     name: str
     nodes: frozenset[str]
     token_list: Sequence[str] | None
+
+
+class KnownLattice(NamedTuple):
+    """A teacher that knows of all nodes of the lattices, or of those in a band."""
+
+    teacher: Teacher
+    ranges: Tensor | None = None  # (B, T, S) rows of each frame; None: all
 
 
 class KnownPath(NamedTuple):
@@ -107,7 +117,7 @@ class Signals:
             lengths: targets of each utterance, <eos> included, (B,).
         """
 
-    def lattice(self, labels: Tensor, label_lengths: Tensor) -> Teacher | None:
+    def lattice(self, labels: Tensor, label_lengths: Tensor) -> KnownLattice | None:
         """Answers about the nodes of the transducer lattices of labels (B, U)."""
 
     def path(self, labels: Tensor, label_lengths: Tensor) -> KnownPath | None:
@@ -127,12 +137,24 @@ class Source:
 
     teachers: Sequence[TeacherFacts]
 
+    def check(self, losses: Sequence[LossConf], rates: Rates) -> None:
+        """Refuse losses that cannot be computed from this source, before training.
+
+        Args:
+            losses: at nodes that the teachers have; the other fields may not fit, for
+                example a temperature other than that of stored targets.
+            rates: of student and teachers.
+
+        Raises:
+            ValueError: names the field and the remedy.
+        """
+
     def frame_rates(self, sampling_rate: int) -> dict[str, float]:
         """Encoder frames per second of each teacher, by its name."""
         raise NotImplementedError
 
-    def signals(self, batch: Batch) -> Signals:
-        """What is known of a batch."""
+    def signals(self, batch: Batch) -> Signals | None:
+        """What is known of a batch; None: nothing, which only evaluation allows."""
         raise NotImplementedError
 
     def watch(self, teacher: int, layer: str, sampling_rate: int) -> int:
@@ -189,9 +211,10 @@ class EnsembleSource(Source):
 
     def watch(self, teacher: int, layer: str, sampling_rate: int) -> int:
         model = self.ensemble.models[teacher]
-        watched = self.watched[teacher, layer] = Layer(model, layer)
+        if (teacher, layer) not in self.watched:  # several pairs may share a layer
+            self.watched[teacher, layer] = Layer(model, layer)
         encode_noise(model, sampling_rate)
-        return watched.width()
+        return self.watched[teacher, layer].width()
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         self.ensemble.apply(fn)
@@ -208,6 +231,7 @@ class EnsembleSignals(Signals):
         self.ensemble = source.ensemble
         self.batch = batch
         self.autocast = autocast
+        self.taken: dict[tuple[int, str], Encoded] = {}
 
     @cached_property
     def _distinct(self) -> list[Encoded]:
@@ -260,16 +284,20 @@ class EnsembleSignals(Signals):
         logits = self.ensemble.tokens(self.encoded, labels_in, lengths)
         return EnsembleSteps(self.ensemble, logits)
 
-    def lattice(self, labels: Tensor, label_lengths: Tensor) -> Teacher | None:
+    def lattice(self, labels: Tensor, label_lengths: Tensor) -> KnownLattice | None:
         if "lattice" not in self.source.nodes:
             return None
-        return self.ensemble.lattice(self._slowed, labels, label_lengths)
+        teacher = self.ensemble.lattice(self._slowed, labels, label_lengths)
+        return KnownLattice(teacher)
 
     def hidden(self, teacher: int, layer: str) -> Encoded | None:
         _ = self._distinct  # the hooks keep what this pass outputs
-        name = self.source.teachers[teacher].name
-        frames = self.source.watched[teacher, layer].take()
-        return self.batch.rates.slow_teacher(name, *frames)
+        key = (teacher, layer)
+        if key not in self.taken:
+            name = self.source.teachers[teacher].name
+            frames = self.source.watched[key].take()
+            self.taken[key] = self.batch.rates.slow_teacher(name, *frames)
+        return self.taken[key]
 
 
 class EnsembleSteps:

@@ -28,7 +28,7 @@ def kd_of_steps(
         lengths: (B,) steps that both sides have.
         keep: classes that are always among the k best.
     """
-    longest = int(lengths.max())
+    longest = max(1, int(lengths.max()))
     return steps_kd(
         student[:, :longest],
         FirstSteps(teacher, longest),

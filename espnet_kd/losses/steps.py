@@ -139,6 +139,8 @@ class _Rows:
         """(B, L, V)."""
         log_probs = self.steps.log_probs(self.temperature).detach()
         self._check(log_probs, self.shape)
+        # The graph of the loss holds this teacher: its logits must not outlive this.
+        self.steps = None
         return log_probs
 
     def log_probs(self, nodes: Nodes, temperature: float) -> Tensor:

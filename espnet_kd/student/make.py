@@ -7,6 +7,7 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerModel
 
 from espnet_kd.config.kd_conf import KDConf
+from espnet_kd.config.losses import NodeLossConf
 from espnet_kd.distill.batch import Distillation
 from espnet_kd.distill.compatibility import (
     check_token_lists,
@@ -18,6 +19,8 @@ from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.hidden import make_hidden_kd
 from espnet_kd.distill.signals import Source, SpecialTokens
 from espnet_kd.lattice.backends import TOPOLOGIES
+from espnet_kd.losses import class_set, divergence_of
+from espnet_kd.losses.classes import check_fit
 from espnet_kd.models.branches import frame_rate, nodes_of_model
 from espnet_kd.models.joint import LeanJointNetwork
 from espnet_kd.student.criteria import Recorder
@@ -91,6 +94,11 @@ def _distillation(
         padding=model.ignore_id,
     )
     rates = _rates(model, conf, source, sampling_rate)
+    for loss in conf.losses:
+        if isinstance(loss, NodeLossConf):
+            classes = class_set(loss.classes, k=loss.k, tail=loss.tail)
+            check_fit(classes, divergence_of(loss.divergence))
+    source.check(conf.losses, rates)
     hidden = None
     if conf.hidden:
         hidden = make_hidden_kd(conf.hidden, model, source, sampling_rate)
@@ -124,6 +132,9 @@ def _can_be_lean(model: torch.nn.Module, conf: KDConf) -> bool:
         "transducer_multi_blank_durations": getattr(
             model, "transducer_multi_blank_durations", None
         ),
+        # Our loss takes the model's blank for what ends an alignment.
+        "k2_pruned_loss_args.padding_idx": is_pruned
+        and arguments.get("padding_idx", 0) != getattr(model, "blank_id", 0),
         "k2_pruned_loss_args.loss_type": is_pruned
         and arguments.get("loss_type", "regular") not in TOPOLOGIES,
     }

@@ -61,7 +61,12 @@ class Student:
         if self.distillation is not None:
             utterances = kwargs.get("utt_id", ())
             kd = self.distillation.start(
-                speech, speech_lengths, rows, utterances, self.updates
+                speech,
+                speech_lengths,
+                rows,
+                utterances,
+                self.updates,
+                self.training,
             )
         self.recorder.start(outputs, kd and kd.lattice)
         try:

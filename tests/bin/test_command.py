@@ -104,7 +104,10 @@ def test_help_has_the_docstring_and_defaults(ended):
 
 
 def test_interrupted(start):
-    process = start("print('here', flush=True); import time; time.sleep(60)")
+    # What a script starts in the background ignores SIGINT, and so do its children.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    sleep = "print('here', flush=True); import time; time.sleep(60)"
+    process = start(f"{listen}; {sleep}")
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()

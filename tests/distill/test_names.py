@@ -19,6 +19,8 @@ from espnet_kd.distill import (  # noqa: F401
     sequence,
     tokens,
 )
+from espnet_kd.distill.compatibility import SCORED
+from espnet_kd.distill.sequence import SCORERS
 from espnet_kd.losses.classes import CLASSES, TAILS
 from espnet_kd.losses.divergences import DIVERGENCES
 
@@ -29,7 +31,11 @@ def names_of(kind: type, field: str) -> tuple[str, ...]:
 
 def test_every_kind_of_nodes_has_its_loss():
     assert set(node_kinds.TERMS) == set(LATTICE_NODES)
-    assert {*node_kinds.LOSSES, *node_kinds.TERMS} == set(LOSSES)
+    assert {*node_kinds.LOSS_FUNCTIONS, *node_kinds.TERMS} == set(LOSSES)
+
+
+def test_sequences_are_scored_at_all_nodes_that_may_be_known():
+    assert set(SCORERS) == set(SCORED)
 
 
 def test_divergences():

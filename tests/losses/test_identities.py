@@ -1,10 +1,14 @@
 """What must hold for every loss, whatever the numbers."""
 
+import weakref
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from espnet_kd.lattice import best_path
 from espnet_kd.losses import (
+    OnlineSteps,
     collapsed_lattice_kd,
     ensemble_logits,
     error_weights,
@@ -14,6 +18,7 @@ from espnet_kd.losses import (
     path_kd,
     posterior_weights,
     reduce_nodes,
+    steps_kd,
     topk_kl,
     topk_targets,
 )
@@ -501,3 +506,26 @@ def test_refusals_name_the_argument():
         essence_kd(frames, values, ids, two, tail="drop")
     with pytest.raises(ValueError, match="topk_ids: 3 classes"):
         essence_kd(frames[..., :2], values, ids, two)
+
+
+@pytest.mark.parametrize("classes", ["full", "topk"])
+def test_the_graph_of_steps_does_not_hold_the_teacher(classes):
+    """Logits of a large ensemble would be kept until the backward pass."""
+
+    class Ensemble(NamedTuple):
+        logits: torch.Tensor
+
+        def log_probs(self, temperature):
+            return OnlineSteps(self.logits).log_probs(temperature)
+
+        def topk(self, k, keep, temperature):
+            return OnlineSteps(self.logits).topk(k, keep, temperature)
+
+    student = torch.randn(2, 7, 5, requires_grad=True)
+    teacher = torch.randn(2, 7, 5)
+    held, lengths = weakref.ref(teacher), torch.tensor([7, 4])
+    loss = steps_kd(student, Ensemble(teacher), lengths, classes=classes).sum()
+    del teacher
+    assert held() is None
+    loss.backward()
+    assert student.grad.isfinite().all()

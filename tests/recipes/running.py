@@ -25,7 +25,7 @@ def run_script(folder: Path, words: Sequence[str], **variables: str) -> str:
     answer = subprocess.run(
         words,
         cwd=folder,
-        env=environment(PYTHON=sys.executable, **variables),
+        env=environment(**{"PYTHON": sys.executable, **variables}),
         capture_output=True,
         text=True,
     )

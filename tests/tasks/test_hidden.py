@@ -152,6 +152,21 @@ def test_layers_of_several_teachers(recipe: Recipe):
     assert float(stats["loss_kd_hidden"]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_two_layers_may_resemble_the_same_one(recipe: Recipe):
+    layers = FIRST, "encoder.after_norm"
+    confs = [dict(student=layer, teacher=LAST) for layer in layers]
+    model = recipe.teacher("hybrid", "deep", encoder_conf=dict(num_blocks=2))
+    student = build(recipe, confs, model)
+    batch = recipe.batch()
+    plain, stock = recipe.build("hybrid", seed=5, stock=True), load_stock(model)
+    for mode in (student.eval(), train_mode(student)):
+        stats = mode(**batch)[1]
+        for number, conf in enumerate(confs):
+            expected = loss_by_hand(plain, stock, batch, conf)
+            value = float(stats[f"loss_kd_hidden_{number}"])
+            assert value == pytest.approx(expected, rel=1e-4)
+
+
 # -------------------------------------------------------------- training, resume, DDP
 
 OPTIONS = dict(batch_size=4, optim="adam", optim_conf=dict(lr=0.01))

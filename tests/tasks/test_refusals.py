@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from espnet_kd.bin import asr_transducer_train
+from espnet_kd.lattice import has_k2
+from espnet_kd.models.joint import LeanJointNetwork
 from espnet_kd.tasks.mixin import ConfigurationError
 from tests.tasks.recipe import RATE, TOKENS, Recipe, teachers
 
@@ -175,3 +177,20 @@ def test_both_commands_end_this_way(recipe: Recipe):
         SystemExit, match="asr_transducer_train: teacher_config: kd_conf"
     ):
         asr_transducer_train.main(options)
+
+
+@pytest.mark.skipif(not has_k2(), reason="the pruned loss needs k2")
+@pytest.mark.parametrize(
+    "arguments", [dict(padding_idx=7), dict(loss_type="constrained")]
+)
+def test_a_pruned_loss_that_is_not_ours(recipe: Recipe, arguments: dict):
+    """It is left to k2, or refused where `lean_joint` asks for ours."""
+    changes = dict(model_conf=dict(k2_pruned_loss_args=arguments))
+    (name,) = arguments
+    losses = dict(losses=[dict(nodes="path")])
+    teacher = teachers(recipe.teacher("asr_transducer"))
+    student = recipe.build("pruned", kd_conf=losses, **teacher, **changes)
+    assert not isinstance(student.joint_network, LeanJointNetwork)
+    with pytest.raises(ValueError, match=f"lean_joint: .*k2_pruned_loss_args.{name}"):
+        conf = dict(losses, lean_joint=True)
+        recipe.build("pruned", kd_conf=conf, **teacher, **changes)

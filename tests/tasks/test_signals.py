@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,13 +13,14 @@ from espnet_kd.config.kd_conf import parse_kd_conf
 from espnet_kd.distill.signals import (
     Batch,
     EnsembleSource,
+    KnownLattice,
     KnownPath,
     Signals,
     Source,
     TeacherFacts,
     source_of,
 )
-from espnet_kd.lattice import best_path
+from espnet_kd.lattice import Lattices, best_path
 from espnet_kd.losses import OnlineSteps, StoredPath
 from espnet_kd.losses.teachers import PathTeacher
 from espnet_kd.models.lengths import use_true_lengths
@@ -132,12 +135,93 @@ def test_what_a_source_does_not_know_is_refused_before_training(
         )
 
 
-def test_a_source_without_the_nodes_that_it_lists_is_named(recipe: Recipe, log_probs):
-    source = DictionarySource(log_probs)
-    source.teachers = [source.teachers[0]._replace(nodes=frozenset({"tokens"}))]
-    student = student_of(recipe, "hybrid", source, dict(nodes="tokens"))
-    with pytest.raises(ValueError, match="nodes: tokens: not known of the teacher"):
+class Silent(Signals):
+    """Knows nothing, or only how many frames there are."""
+
+    def __init__(self, lengths: Tensor | None) -> None:
+        self.frames_of_teacher = lengths
+
+    @property
+    def lengths(self) -> Tensor | None:
+        return self.frames_of_teacher
+
+
+class SilentSource(DictionarySource):
+    """Lists all kinds of nodes; its signals are `answers`."""
+
+    def __init__(self, answers: Signals | None) -> None:
+        super().__init__({})
+        nodes = "frames tokens lattice band path sequence".split()
+        self.teachers = [TeacherFacts("a silent one", frozenset(nodes), None)]
+        self.answers = answers
+
+    def signals(self, batch: Batch) -> Signals | None:
+        return self.answers
+
+    def watch(self, teacher: int, layer: str, sampling_rate: int) -> int:
+        return 12
+
+
+LENGTHS = torch.tensor([12, 23, 14, 9])
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["nothing", "lengths"])
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize(
+    "nodes", ["frames", "tokens", "lattice", "band", "path", "sequence", "hidden"]
+)
+def test_a_source_without_the_nodes_that_it_lists_is_named(
+    recipe: Recipe, nodes, lean, lengths
+):
+    is_hybrid = nodes in ("frames", "tokens", "hidden")
+    if is_hybrid and not lean:
+        pytest.skip("only a transducer has a joint network")
+    layer, conf = "encoder.encoders.0", {}
+    if nodes == "hidden":
+        conf["hidden"] = [dict(student=layer, teacher=layer)]
+    else:
+        conf["losses"] = [dict(nodes=nodes)]
+    model = recipe.build("hybrid" if is_hybrid else "asr_transducer", stock=True)
+    conf = parse_kd_conf(dict(conf, lean_joint=None if is_hybrid else lean))
+    student = make_student(model, conf, SilentSource(Silent(lengths)), RATE)
+    with pytest.raises(ValueError, match="not known of the teacher|is known of both"):
         student(**batch_of(recipe))
+
+
+def test_batches_without_signals_are_for_evaluation_alone(recipe: Recipe):
+    source = SilentSource(None)
+    losses = (dict(nodes="lattice"), dict(nodes="frames"))
+    student = student_of(recipe, "asr_transducer", source, *losses)
+    loss, stats, _ = student.eval()(**batch_of(recipe))
+    assert loss.isfinite()
+    for name in ("loss_kd_lattice", "loss_kd_frames"):
+        assert math.isnan(float(stats[name]))
+    with pytest.raises(ValueError, match="nothing is known .*'utt0', 'utt1'"):
+        student.train()(**batch_of(recipe))
+
+
+def test_a_source_refuses_what_it_cannot_answer_before_training(recipe, log_probs):
+    class AtOneTemperature(DictionarySource):
+        def check(self, losses, rates):
+            assert rates.student == 1
+            if any(loss.temperature != 1 for loss in losses):
+                raise ValueError("temperature: stored at 1")
+
+    source = AtOneTemperature(log_probs)
+    student_of(recipe, "hybrid", source, dict(nodes="frames"))
+    with pytest.raises(ValueError, match="temperature: stored at 1"):
+        student_of(recipe, "hybrid", source, dict(nodes="frames", temperature=2.0))
+
+
+def test_single_hypotheses_are_reported_once_per_training(recipe: Recipe, caplog):
+    options = dict(kd_conf=dict(losses=[dict(nodes="sequence")]))
+    options.update(teachers(recipe.teacher("ctc")))
+    for _ in range(2):
+        student = recipe.build("ctc", **options).train()
+        caplog.clear()
+        for _ in range(2):
+            student(**batch_of(recipe))
+        assert caplog.text.count("no two hypotheses in this batch share") == 1
 
 
 # ------------------------------------------------------------- a path and its classes
@@ -168,7 +252,7 @@ class PathSignals(Signals):
         return self.online.lengths
 
     def path(self, labels: Tensor, label_lengths: Tensor) -> KnownPath:
-        (logits,) = self.online.lattice(labels, label_lengths).logits
+        (logits,) = self.online.lattice(labels, label_lengths).teacher.logits
         lengths = (self.lengths, label_lengths)
         path, path_lengths, _ = best_path(logits, labels, *lengths)
         b = torch.arange(len(path)).unsqueeze(1)
@@ -212,3 +296,48 @@ def test_options_name_an_ensemble(recipe: Recipe):
         f"{model.config} ({model.checkpoint})",
     ]
     assert {"frames", "tokens", "sequence"} == source.teachers[0].nodes
+
+
+# --------------------------------------------------------------- a band of the lattice
+
+
+class BandSource(Source):
+    """An ensemble of whose lattices only a band is known."""
+
+    def __init__(self, online: EnsembleSource, width: int) -> None:
+        self.online = online
+        self.width = width
+        self.teachers = online.teachers
+        self.frame_rates = online.frame_rates
+
+    def signals(self, batch: Batch) -> Signals:
+        return BandSignals(self.online.signals(batch), self.width)
+
+
+class BandSignals(Signals):
+    def __init__(self, online: Signals, width: int) -> None:
+        self.online = online
+        self.width = width
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.online.lengths
+
+    def lattice(self, labels: Tensor, label_lengths: Tensor) -> KnownLattice:
+        teacher = self.online.lattice(labels, label_lengths).teacher
+        lengths = (self.lengths, label_lengths)
+        read = Lattices.read(teacher.logits[0], labels, *lengths)
+        return KnownLattice(teacher, read.band(self.width))
+
+
+def test_a_lattice_in_a_band_is_compared_in_that_band(recipe: Recipe):
+    options = dict(kd_conf=dict(losses=[dict(nodes="band", width=2)]))
+    options.update(teachers(recipe.teacher("asr_transducer")))
+    online = recipe.build("asr_transducer", seed=5, **options)
+    source = BandSource(online.distillation.source, 2)
+    stored = student_of(recipe, "asr_transducer", source, dict(nodes="lattice"))
+    _, expected, _ = train_mode(online)(**batch_of(recipe))
+    _, stats, _ = train_mode(stored)(**batch_of(recipe))
+    expected = float(expected["loss_kd_band"])
+    assert float(stats["loss_kd_lattice"]) == pytest.approx(expected, rel=1e-5)
+    assert expected > 1e-3
