@@ -86,7 +86,7 @@ class BatchKD:
 
     Attributes:
         conf: with numbers for schedules.
-        lattice: reads the student's transducer lattices, while its forward pass runs.
+        reading: reads the student's transducer lattices, while its forward pass runs.
     """
 
     def __init__(self, kd: Distillation, conf: KDConf, batch: Batch) -> None:
@@ -100,7 +100,7 @@ class BatchKD:
                 "targets for all of the training set, or drop these utterances from it"
             )
         losses = conf.losses if self.signals is not None else ()
-        self.lattice = LatticeReading(
+        self.reading = LatticeReading(
             [loss for loss in losses if loss.nodes in TERMS],
             self.signals,
             kd.rates,
@@ -122,7 +122,7 @@ class BatchKD:
         sides = Sides(
             outputs,
             self.signals,
-            self.lattice,
+            self.reading,
             kd.rates,
             kd.symbols,
             warned=kd.warned,
@@ -144,7 +144,7 @@ class BatchKD:
 def _sums(loss: LossConf, sides: Sides) -> tuple[Tensor, Tensor]:
     """Sums of a loss over the nodes of each utterance, and the number of nodes."""
     if loss.nodes in TERMS:
-        return sides.lattice.sums(loss, sides.student.lattice)
+        return sides.reading.sums(loss, sides.student.lattice)
     return LOSS_FUNCTIONS[loss.nodes](loss, sides)
 
 

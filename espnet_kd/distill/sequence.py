@@ -64,8 +64,8 @@ def _scores(sides: Sides) -> tuple[Tensor, Tensor]:
 
 def _lattice_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:
     lattice = sides.student.lattice
-    teacher = None if lattice is None else sides.lattice.teacher_score(lattice)
-    return None if teacher is None else (sides.lattice.score(lattice), teacher)
+    teacher = None if lattice is None else sides.reading.teacher_score(lattice)
+    return None if teacher is None else (sides.reading.score(lattice), teacher)
 
 
 def _frame_scores(sides: Sides) -> tuple[Tensor, Tensor] | None:

@@ -22,7 +22,7 @@ class Sides:
     Attributes:
         student: outputs of the forward pass.
         teacher: answers about the same batch.
-        lattice: the one pass over the student's transducer lattices.
+        reading: the one pass over the student's transducer lattices.
         rates: how frames come to the common rate.
         symbols: special tokens.
         cache: what several losses of the batch share.
@@ -31,7 +31,7 @@ class Sides:
 
     student: Outputs
     teacher: Signals
-    lattice: LatticeReading
+    reading: LatticeReading
     rates: Rates
     symbols: SpecialTokens
     cache: dict[str, Any] = field(default_factory=dict)

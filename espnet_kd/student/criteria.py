@@ -29,15 +29,15 @@ class Recorder:
     def __init__(self, blank: int) -> None:
         self.blank = blank
         self.outputs: Outputs | None = None
-        self.lattice: LatticeReading | None = None
+        self.reading: LatticeReading | None = None
 
-    def start(self, outputs: Outputs, lattice: LatticeReading | None) -> None:
-        """Record from now on; `lattice` reads the transducer lattices for KD."""
-        self.outputs, self.lattice = outputs, lattice
+    def start(self, outputs: Outputs, reading: LatticeReading | None) -> None:
+        """Record from now on; `reading` reads the transducer lattices for KD."""
+        self.outputs, self.reading = outputs, reading
 
     def stop(self) -> None:
         """Forget the batch, whose graph would otherwise stay in memory."""
-        self.outputs = self.lattice = None
+        self.outputs = self.reading = None
 
     @property
     def weights(self) -> Tensor | None:
@@ -46,7 +46,7 @@ class Recorder:
 
     def transducer_losses(self, lattice: Lattice) -> Tensor:
         """-log P(labels) (B,) of a lattice, with its KD losses from the same pass."""
-        reading = self.lattice or LatticeReading(blank=self.blank)
+        reading = self.reading or LatticeReading(blank=self.blank)
         return reading.transducer_losses(lattice)
 
 

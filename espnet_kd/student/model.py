@@ -68,7 +68,7 @@ class Student:
                 self.updates,
                 self.training,
             )
-        self.recorder.start(outputs, kd and kd.lattice)
+        self.recorder.start(outputs, kd and kd.reading)
         try:
             loss, stats, weight = super().forward(
                 speech, speech_lengths, text, text_lengths, **kwargs

@@ -840,8 +840,8 @@ def test_nothing_of_a_batch_outlives_its_step(recipe: Recipe, kind, lean, monkey
             tensors.append(logits if is_dense else logits.encoder)
         tensors += [encoded for encoded, _ in batch.signals.encoded]
         if outputs.lattice is not None:
-            tensors.append(batch.lattice.common.teacher.occupancies)
-        held = [batch, batch.signals, batch.lattice, outputs, *tensors]
+            tensors.append(batch.reading.common.teacher.occupancies)
+        held = [batch, batch.signals, batch.reading, outputs, *tensors]
         kept.extend(weakref.ref(each) for each in held)
         return result
 

@@ -161,7 +161,7 @@ def test_one_student_forward_and_the_same_statistics_in_every_step(
         assert calls["encoder"] == step
         assert calls["decoder"] in (0, step)
         kept = student.recorder  # nothing: the graph would stay in memory
-        assert kept.outputs is None and kept.lattice is None
+        assert kept.outputs is None and kept.reading is None
     assert len(keys) == 1
     assert set(losses) | {"loss", "loss_hard"} <= set(next(iter(keys)))
 
