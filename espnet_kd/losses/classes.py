@@ -25,7 +25,7 @@ from espnet_kd.lattice.masks import LOG_ZERO
 from espnet_kd.lattice.nodes import Nodes
 from espnet_kd.losses.divergences import Divergence
 from espnet_kd.losses.teachers import Teacher
-from espnet_kd.losses.topk import TAILS, with_tail
+from espnet_kd.losses.topk import TAILS, with_tail, without_repeats
 
 
 class Question(NamedTuple):
@@ -110,7 +110,8 @@ class TopK(ClassSet):
         values, ids = teacher.topk(about.nodes, self.k, about.blank, about.temperature)
 
         def pair(log_p: Tensor) -> tuple[Tensor, Tensor]:
-            return with_tail(values, log_p, self.tail, about.num_classes)
+            log_q, log_p = without_repeats(values, log_p, ids)
+            return with_tail(log_q, log_p, self.tail, about.num_classes)
 
         return KeptClasses(ids, pair)
 

@@ -61,7 +61,7 @@ class StoredSteps(NamedTuple):
     """
 
     values: Tensor  # (B, L, K)
-    ids: Tensor  # (B, L, K) distinct classes
+    ids: Tensor  # (B, L, K); a step with fewer classes repeats one of them
 
     def log_probs(self, temperature: float) -> Tensor:
         raise ValueError(

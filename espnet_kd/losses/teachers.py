@@ -155,7 +155,7 @@ class StoredPath(NamedTuple):
     """
 
     log_probs: Tensor  # (B, N, K)
-    ids: Tensor  # (B, N, K) distinct classes
+    ids: Tensor  # (B, N, K); a node with fewer classes repeats one of them
 
 
 class PathTeacher:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from espnet_kd.lattice.kept_classes import first_occurrences
 from espnet_kd.lattice.masks import LOG_ZERO, upcast
 from espnet_kd.losses.log_space import log_complement
 
@@ -49,6 +50,22 @@ def topk_targets(
     return values.gather(-1, order), ids.gather(-1, order)
 
 
+def without_repeats(log_q: Tensor, log_p: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets of fewer than K classes, padded by repeating some: each counts once.
+
+    Args:
+        log_q: (N, K).
+        log_p: (N, K+1) log-probabilities of the student, the rest last.
+        ids: (N, K) classes; of those that occur twice the first counts.
+    """
+    repeats = ~first_occurrences(ids)
+    if not repeats.any():
+        return log_q, log_p
+    kept = log_p[:, :-1].masked_fill(repeats, LOG_ZERO)
+    log_p = torch.cat([kept, log_p[:, -1:]], dim=1)
+    return log_q.masked_fill(repeats, -torch.inf), log_p
+
+
 def with_tail(
     log_q: Tensor, log_p: Tensor, tail: str, num_classes: int
 ) -> tuple[Tensor, Tensor]:
@@ -74,11 +91,13 @@ def with_tail(
     """
     log_q = upcast(log_q.detach())
     log_mass = log_q.logsumexp(-1, keepdim=True).clamp(min=LOG_ZERO)
-    if log_q.shape[-1] == num_classes:
+    if log_q.shape[-1] == num_classes and (log_q > -torch.inf).all():
         return log_q - log_mass, log_p[..., :-1]
     if tail == "renormalize":
         no_mass = torch.full_like(log_mass, LOG_ZERO)
         return torch.cat([log_q - log_mass, no_mass], dim=-1), log_p
-    # rounding may have taken the sum above one
-    log_q = torch.cat([log_q - log_mass.clamp(min=0), log_complement(log_mass)], dim=-1)
-    return log_q, log_p
+    # rounding may have taken the sum above one, or left a rest where all are stored
+    rest = log_complement(log_mass).masked_fill(
+        log_p[..., -1:] < LOG_ZERO / 2, LOG_ZERO
+    )
+    return torch.cat([log_q - log_mass.clamp(min=0), rest], dim=-1), log_p

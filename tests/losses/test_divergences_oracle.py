@@ -16,6 +16,7 @@ from espnet_kd.losses import (
     LatticeTerm,
     OnlineSteps,
     OnlineTeacher,
+    StoredSteps,
     TopK,
     collapsed_lattice_kd,
     divergence_of,
@@ -412,3 +413,39 @@ def test_an_infinite_divergence_is_refused():
     case = random_case(0, "lattice", "topk", "renormalize")
     with pytest.raises(ValueError, match="ReverseKL is infinite .*tail: bucket"):
         run(case, divergence="reverse_kl")
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalize"])
+@pytest.mark.parametrize("name", ["kl", *NAMES])
+@pytest.mark.parametrize("kept", [4, 6])
+def test_steps_with_fewer_classes_repeat_one(name, tail, kept):
+    """Adaptive top-k: the value and the gradient are those of each step's own classes.
+
+    With as many columns as there are classes, too.
+    """
+    if (name, tail) == ("reverse_kl", "renormalize"):
+        pytest.skip("it is infinite")
+    student = torch.randn(1, 5, 6, dtype=torch.float64)
+    values, ids = torch.randn(1, 5, 6).double().log_softmax(-1).topk(kept)
+    padded, repeated = values.clone(), ids.clone()
+    expected, gradients = 0.0, torch.zeros_like(student)
+    for step, own in enumerate([kept, 3, 1, 2, kept]):
+        repeated[0, step, own:] = ids[0, step, 0]
+        padded[0, step, own:] = values[0, step, 0]
+        here = student[:, step : step + 1].clone().requires_grad_()
+        known = (x[:, step : step + 1, :own] for x in (values, ids))
+        loss = steps_kd(
+            here, StoredSteps(*known), torch.tensor([1]), classes=TopK(own, tail),
+            divergence=name,
+        )  # fmt: skip
+        loss.sum().backward()
+        expected += loss.item()
+        gradients[:, step] = here.grad[:, 0]
+    student.requires_grad_()
+    loss = steps_kd(
+        student, StoredSteps(padded, repeated), torch.tensor([5]),
+        classes=TopK(kept, tail), divergence=name,
+    )  # fmt: skip
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(student.grad, gradients)
