@@ -50,9 +50,9 @@ def slow_down(
     """
     if stride == 1:
         return x, lengths
-    slow_lengths = (lengths + stride - 1).div(stride, rounding_mode="floor")
+    shorter = slow_lengths(lengths, stride)
     if how == "stride":
-        return x[:, ::stride], slow_lengths
+        return x[:, ::stride], shorter
     windows = -(-x.size(1) // stride)
     valid = torch.arange(windows * stride, device=x.device) < lengths.unsqueeze(1)
     count = valid.view(-1, windows, stride).sum(-1).clamp(min=1)
@@ -61,4 +61,9 @@ def slow_down(
     padded = torch.cat([x, padded[:, x.size(1) :]], dim=1)
     kept = padded.masked_fill(~valid.view(shape), 0.0)
     pooled = kept.view(x.size(0), windows, stride, *x.shape[2:]).sum(2)
-    return pooled / count.view(-1, windows, *(1,) * (x.dim() - 2)), slow_lengths
+    return pooled / count.view(-1, windows, *(1,) * (x.dim() - 2)), shorter
+
+
+def slow_lengths(lengths: Tensor, stride: int) -> Tensor:
+    """Frames (B,) that are left of lengths (B,): ceil(lengths / stride)."""
+    return (lengths + stride - 1).div(stride, rounding_mode="floor")

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from espnet_kd.config.losses import BandConf, LatticeConf, TransducerLossConf
-from espnet_kd.distill.frame_rates import Rates
+from espnet_kd.distill.frame_rates import Rates, slow_lengths
 from espnet_kd.distill.lattice_teacher import LatticeTeacher
-from espnet_kd.distill.node_kinds import TERMS, term_of
+from espnet_kd.distill.node_kinds import TERMS, classes_of, term_of
 from espnet_kd.distill.outputs import Lattice
 from espnet_kd.distill.signals import Signals, known
 from espnet_kd.lattice import total_score
 from espnet_kd.lattice.logits import FactoredLogits, Logits
 from espnet_kd.lattice.nodes import Layout, make_layout
-from espnet_kd.losses import LatticeTerm, class_set, lattice_losses, windowed_losses
+from espnet_kd.losses import LatticeTerm, lattice_losses, windowed_losses
 from espnet_kd.losses.nodes import later
 from espnet_kd.losses.teachers import Teacher
 
@@ -67,7 +67,7 @@ def make_term(
     return LatticeTerm(
         teacher=teacher,
         nodes=nodes,
-        classes=class_set(loss.classes, k=loss.k, tail=loss.tail),
+        classes=classes_of(loss),
         divergence=loss.divergence,
         temperature=loss.temperature,
         weights=weights,
@@ -204,8 +204,8 @@ class CommonLattice:
         if answer is None and path is None:
             return
         self.logits = _slowed(lattice, rates)
-        stride, of_teacher = rates.student, known(signals.lengths, "lengths")
-        frames = (lattice.frames + stride - 1).div(stride, rounding_mode="floor")
+        of_teacher = known(signals.lengths, "lengths")
+        frames = slow_lengths(lattice.frames, rates.student)
         frames = torch.minimum(frames.to(of_teacher), of_teacher)
         self.layout = make_layout(
             self.logits, lattice.labels, frames, lattice.label_lengths, blank

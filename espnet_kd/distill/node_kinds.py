@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from espnet_kd.losses import LatticeTerm
+from espnet_kd.config.losses import NodeLossConf
+from espnet_kd.losses import ClassSet, LatticeTerm, class_set
 
 # (loss of kd_conf, Sides) -> sums over nodes (B,), and the number of nodes ().
 LOSS_FUNCTIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {}
@@ -38,3 +39,8 @@ def _register(table: dict[str, F], nodes: str) -> Callable[[F], F]:
         return function
 
     return register
+
+
+def classes_of(loss: NodeLossConf) -> ClassSet:
+    """The class set that the fields of a loss describe."""
+    return class_set(loss.classes, k=loss.k, tail=loss.tail)

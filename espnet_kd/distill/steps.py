@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from espnet_kd.config.losses import NodeLossConf
-from espnet_kd.losses import class_set, steps_kd
+from espnet_kd.distill.node_kinds import classes_of
+from espnet_kd.losses import steps_kd
 from espnet_kd.losses.steps import StepTeacher
 
 
@@ -33,7 +34,7 @@ def kd_of_steps(
         student[:, :longest],
         FirstSteps(teacher, longest),
         lengths,
-        classes=class_set(loss.classes, k=loss.k, tail=loss.tail),
+        classes=classes_of(loss),
         divergence=loss.divergence,
         temperature=loss.temperature,
         keep=keep,

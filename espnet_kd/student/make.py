@@ -17,9 +17,10 @@ from espnet_kd.distill.compatibility import (
 )
 from espnet_kd.distill.frame_rates import Rates
 from espnet_kd.distill.hidden import make_hidden_kd
+from espnet_kd.distill.node_kinds import classes_of
 from espnet_kd.distill.signals import Source, SpecialTokens
 from espnet_kd.lattice.backends import TOPOLOGIES
-from espnet_kd.losses import class_set, divergence_of
+from espnet_kd.losses import divergence_of
 from espnet_kd.losses.classes import check_fit
 from espnet_kd.models.branches import frame_rate, nodes_of_model
 from espnet_kd.models.joint import LeanJointNetwork
@@ -96,8 +97,7 @@ def _distillation(
     rates = _rates(model, conf, source, sampling_rate)
     for loss in conf.losses:
         if isinstance(loss, NodeLossConf):
-            classes = class_set(loss.classes, k=loss.k, tail=loss.tail)
-            check_fit(classes, divergence_of(loss.divergence))
+            check_fit(classes_of(loss), divergence_of(loss.divergence))
     source.check(conf.losses, rates)
     hidden = None
     if conf.hidden:
